@@ -1,0 +1,1 @@
+"""The doors: one protocol each, nothing but translation. Imported as `raftkv.api`."""

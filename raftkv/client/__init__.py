@@ -1,0 +1,1 @@
+"""Python clients for raftkv, asynchronous and synchronous."""

@@ -1,0 +1,89 @@
+"""Every bound in the system, in one place; relations between them are checked at import.
+
+A bound that an operator may change has the same name in `raftkv.server.config`; the number here
+is its default. Crossing one gives a named error.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from raftkv.errors import check
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# Requests (etcd: --max-request-bytes 1.5 MiB, --max-txn-ops 128; ours are roomier).
+REQUEST_BYTES_MAX: Final = 3 * MIB // 2
+KEY_BYTES_MAX: Final = 64 * KIB
+VALUE_BYTES_MAX: Final = REQUEST_BYTES_MAX
+TXN_OPERATIONS_MAX: Final = 1024
+TXN_NESTING_MAX: Final = 8
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 128
+IDEMPOTENCY_KEYS_MAX: Final = 100_000
+IDEMPOTENCY_KEEP_MS: Final = 10 * 60 * 1000
+PAGE_KEYS_DEFAULT: Final = 1000
+PAGE_KEYS_MAX: Final = 10_000
+PAGE_BYTES_MAX: Final = 8 * MIB
+
+# Leases and services (etcd: minimum 2 s, maximum 9,000,000,000 s).
+LEASE_TTL_SECONDS_MIN: Final = 1
+LEASE_TTL_SECONDS_MAX: Final = 9_000_000_000
+LEASE_REVOKES_PER_BATCH: Final = 256
+SERVICE_NAME_BYTES_MAX: Final = 255
+SERVICE_TAGS_MAX: Final = 64
+SERVICE_META_MAX: Final = 64
+SERVICE_RECORD_BYTES_MAX: Final = 64 * KIB
+
+# Consensus and log.
+BATCH_BYTES_MAX: Final = 4 * MIB
+BATCH_COMMANDS_MAX: Final = 4096
+APPEND_BYTES_MAX: Final = 8 * MIB
+INFLIGHT_MESSAGES_MAX: Final = 256
+INFLIGHT_BYTES_MAX: Final = 64 * MIB
+UNCOMMITTED_BYTES_MAX: Final = 64 * MIB
+PENDING_COMMANDS_MAX: Final = 100_000
+PENDING_READS_MAX: Final = 100_000
+LOG_TAIL_ENTRIES: Final = 5_000
+LOG_CACHE_BYTES: Final = 32 * MIB
+VOTERS_MAX: Final = 15
+LEARNERS_MAX: Final = 8
+
+# Files.
+WAL_SEGMENT_BYTES: Final = 64 * MIB
+WAL_RECORD_BYTES_MAX: Final = 16 * MIB
+SNAPSHOT_CHUNK_BYTES: Final = 256 * KIB
+SNAPSHOT_MIN_LOG_BYTES: Final = 64 * MIB
+QUOTA_BYTES_DEFAULT: Final = 8 * GIB
+
+# Peers.
+PEER_FRAME_BYTES_MAX: Final = 32 * MIB
+PEER_QUEUE_BYTES_MAX: Final = 128 * MIB
+
+# Doors.
+CONNECTIONS_MAX: Final = 20_000
+HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
+HTTP_HEADERS_MAX: Final = 128
+HTTP_TARGET_BYTES_MAX: Final = 192 * KIB
+HTTP_PIPELINE_BYTES_MAX: Final = 256 * KIB
+CONNECTION_OUTPUT_BYTES_MAX: Final = 32 * MIB
+JSON_NESTING_MAX: Final = 32
+
+# Watches.
+WATCHERS_MAX: Final = 100_000
+WATCH_BUFFER_EVENTS_MAX: Final = 10_000
+WATCH_BUFFER_BYTES_MAX: Final = 16 * MIB
+WATCH_HISTORY_BATCH_EVENTS: Final = 1_000
+WATCH_PROGRESS_SECONDS: Final = 10
+
+check(KEY_BYTES_MAX < REQUEST_BYTES_MAX, "a key must fit into a request")
+check(REQUEST_BYTES_MAX <= BATCH_BYTES_MAX, "a request must fit into a batch")
+check(BATCH_BYTES_MAX * 2 <= WAL_RECORD_BYTES_MAX, "a batch must fit into a log record")
+check(BATCH_BYTES_MAX <= APPEND_BYTES_MAX, "a batch must fit into an append")
+check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a peer frame")
+check(WAL_RECORD_BYTES_MAX * 2 <= WAL_SEGMENT_BYTES, "a segment must hold several records")
+check(APPEND_BYTES_MAX <= INFLIGHT_BYTES_MAX, "an append must fit into the in-flight window")
+check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the uncommitted cap")
+check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")
+check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")

@@ -1,0 +1,1 @@
+"""The deterministic state machine: (state, index, command) -> (results, events)."""

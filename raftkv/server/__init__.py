@@ -1,0 +1,1 @@
+"""Where the parts meet: one member, its loop, its threads and its peers."""

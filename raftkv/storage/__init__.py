@@ -1,0 +1,1 @@
+"""Bytes that survive: write-ahead log, snapshots and the ordered tables under the machine."""
