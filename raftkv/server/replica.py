@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 
-from raftkv.consensus.codec import decode_change, encode_change
+from raftkv.consensus.codec import decode_change
 from raftkv.consensus.types import (
     NO_MEMBER,
     ChangeKind,
@@ -61,11 +61,11 @@ from raftkv.limits import (
 )
 from raftkv.machine import commands
 from raftkv.machine.results import Applied
-from raftkv.server.frames import ShellFrame
 from raftkv.server.hash_checks import HashChecks
 from raftkv.server.lessor import Lessor
 from raftkv.server.pending import Pending
 from raftkv.server.read_queue import ReadQueue, read_timed_out
+from raftkv.server.shell_frames import ShellFrame
 from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
 from raftkv.server.watch import WatchHub
 
