@@ -23,6 +23,8 @@ TXN_NESTING_MAX: Final = 8
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 128
 IDEMPOTENCY_KEYS_MAX: Final = 100_000
 IDEMPOTENCY_KEEP_MS: Final = 10 * 60 * 1000
+IDEMPOTENCY_RESULT_BYTES_MAX: Final = 256 * KIB
+IDEMPOTENCY_BYTES_MAX: Final = 64 * MIB
 PAGE_KEYS_DEFAULT: Final = 1000
 PAGE_KEYS_MAX: Final = 10_000
 PAGE_BYTES_MAX: Final = 8 * MIB
@@ -34,6 +36,7 @@ LEASE_REVOKES_PER_BATCH: Final = 256
 SERVICE_NAME_BYTES_MAX: Final = 255
 SERVICE_TAGS_MAX: Final = 64
 SERVICE_META_MAX: Final = 64
+SERVICE_WEIGHT_MAX: Final = 1_000_000
 SERVICE_RECORD_BYTES_MAX: Final = 64 * KIB
 
 # Consensus and log.
@@ -94,6 +97,10 @@ WATCH_PROGRESS_SECONDS: Final = 10
 
 check(KEY_BYTES_MAX < REQUEST_BYTES_MAX, "a key must fit into a request")
 check(REQUEST_BYTES_MAX <= BATCH_BYTES_MAX, "a request must fit into a batch")
+check(
+    IDEMPOTENCY_RESULT_BYTES_MAX * 2 <= IDEMPOTENCY_BYTES_MAX,
+    "several first results must fit under their total",
+)
 check(BATCH_BYTES_MAX * 2 <= WAL_RECORD_BYTES_MAX, "a batch must fit into a log record")
 check(BATCH_BYTES_MAX <= APPEND_BYTES_MAX, "a batch must fit into an append")
 check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a peer frame")
