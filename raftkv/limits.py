@@ -63,6 +63,19 @@ QUOTA_BYTES_DEFAULT: Final = 8 * GIB
 # Peers.
 PEER_FRAME_BYTES_MAX: Final = 32 * MIB
 PEER_QUEUE_BYTES_MAX: Final = 128 * MIB
+PEER_WRITE_BUFFER_BYTES: Final = 4 * MIB
+PEER_HELLO_BYTES_MAX: Final = 1 * KIB
+PEER_CONNECTIONS_MAX: Final = 256
+PEER_ADDRESSES_MAX: Final = 16
+PEER_DIAL_SECONDS: Final = 2.0
+PEER_HANDSHAKE_SECONDS: Final = 3.0
+PEER_PING_SECONDS: Final = 1.0
+PEER_SILENCE_SECONDS: Final = 10.0
+PEER_BACKOFF_SECONDS_MIN: Final = 0.02
+PEER_BACKOFF_SECONDS_MAX: Final = 1.0
+SNAPSHOT_CHUNKS_INFLIGHT_MAX: Final = 8
+SNAPSHOT_TRANSFERS_MAX: Final = 8
+SNAPSHOT_ATTEMPTS_MAX: Final = 6
 
 # Doors.
 CONNECTIONS_MAX: Final = 20_000
@@ -78,6 +91,8 @@ WATCHERS_MAX: Final = 100_000
 WATCH_BUFFER_EVENTS_MAX: Final = 10_000
 WATCH_BUFFER_BYTES_MAX: Final = 16 * MIB
 WATCH_HISTORY_BATCH_EVENTS: Final = 1_000
+WATCH_HISTORY_BATCH_BYTES: Final = 4 * MIB
+WATCH_SLICE_WATCHERS_MAX: Final = 1_000
 WATCH_PROGRESS_SECONDS: Final = 10
 
 check(KEY_BYTES_MAX < REQUEST_BYTES_MAX, "a key must fit into a request")
@@ -92,5 +107,7 @@ check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a p
 check(WAL_RECORD_BYTES_MAX * 2 <= WAL_SEGMENT_BYTES, "a segment must hold several records")
 check(APPEND_BYTES_MAX <= INFLIGHT_BYTES_MAX, "an append must fit into the in-flight window")
 check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the uncommitted cap")
+check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
+check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")
 check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
