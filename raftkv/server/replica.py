@@ -60,6 +60,7 @@ from raftkv.limits import (
     VOTERS_MAX,
 )
 from raftkv.machine import commands
+from raftkv.machine.cluster import MemberChange, MemberInfo
 from raftkv.machine.results import Applied
 from raftkv.server.hash_checks import HashChecks
 from raftkv.server.lessor import Lessor
@@ -140,7 +141,7 @@ class Replica:
         self.log = log
         self.machine = machine
         self.stats = stats
-        self.hub = WatchHub(machine)
+        self.hub = WatchHub(machine, wake=self._wake)
         self.pending = Pending()
         self.reads = ReadQueue(boot)
         self.lessor = Lessor()
@@ -236,8 +237,8 @@ class Replica:
     def change_members(self, change: ConfigChange, attributes: list[Any], done: Done) -> None:
         """Propose a membership change; `done` gets a `MemberResult` once it is applied here.
 
-        `attributes` is [member_id, name, peer_urls, client_urls, learner], or [member_id] for a
-        removal; they take effect in the same entry as the change.
+        `attributes` is [member_id, name, peer_urls, client_urls, learner] of a new member, or
+        [member_id]; they take effect in the same entry as the change.
         """
         if self._refusing is not None:
             self._answer(done, self._refusing)
@@ -489,7 +490,7 @@ class Replica:
                 learners.discard(member_id)
                 continue
             if member_id in learners and kind is ChangeKind.ADD_VOTER:
-                match = status.progress[member_id].match_index
+                match = status.peers[member_id].match
                 if match * 10 < self.node.commit_index * 9:
                     raise ChangeRefused(
                         f"member {member_id:016x} has {match} of {self.node.commit_index} "
@@ -498,7 +499,7 @@ class Replica:
                     )
             elif member_id in voters or member_id in learners:
                 raise MemberExists(f"member {member_id:016x} exists already", member_id=member_id)
-            elif attributes:
+            elif len(attributes) > 1:
                 wanted = set(attributes[2])
                 for other in known.values():
                     if wanted & set(other.peer_urls):
@@ -520,12 +521,12 @@ class Replica:
             raise ChangeRefused(
                 f"a cluster has at most {LEARNERS_MAX} learners", limit=LEARNERS_MAX
             )
-        progress = self.node.status().progress
+        peers = self.node.status().peers
         before = set(self.node.conf.voters)
         reachable = sum(
             1
             for voter in voters
-            if voter == self.member_id or (voter in progress and progress[voter].recent_active)
+            if voter == self.member_id or (voter in peers and peers[voter].recent_active)
         )
         if len(voters) < len(before) and reachable * 2 <= len(voters):
             raise ChangeRefused(
@@ -540,7 +541,9 @@ class Replica:
         origin = boot = sequence = 0
         if change.context:
             origin, boot, sequence, attributes = msgpack.unpackb(change.context)
-        applied = self.machine.apply_config(entry.index, entry.term, _conf_fields(conf), attributes)
+        applied = self.machine.apply_config(
+            entry.index, entry.term, encode_conf(conf), _member_change(change, conf, attributes)
+        )
         self.pending.committed(entry.index, entry.term)
         if origin == self.member_id and boot == self.boot:
             self.pending.resolve(sequence, applied.results)
@@ -692,7 +695,7 @@ class Replica:
             return
         self.corrupt = True
         self.propose(
-            commands.alarm(commands.ALARM_CORRUPT, self.member_id, True), lambda result: None
+            commands.alarm(commands.AlarmKind.CORRUPT, self.member_id, True), lambda result: None
         )
         self._propose_gathered()
         self.stop_serving(
@@ -744,7 +747,8 @@ class Replica:
                     refusal.context, NoLeader("no leader is known; try again shortly")
                 )
             else:
-                self._tell_refused(refusal.entry, "no leader")
+                entry = Entry(0, 0, refusal.entry_kind, refusal.context)
+                self._tell_refused(entry, "no leader")
 
     def _role_changed(self, role: Role, leader: int) -> None:
         if leader not in (NO_MEMBER, self._leader_seen):
@@ -753,7 +757,8 @@ class Replica:
         if role is Role.LEADER:
             if not self.lessor.leading or self._term_led != self.node.term:
                 self._term_led = self.node.term
-                self.lessor.promote(self.machine.lease_ttls(), self._around.now_ms())
+                leases = [(lease.lease, lease.ttl_seconds) for lease in self.machine.leases()]
+                self.lessor.promote(leases, self._around.now_ms())
         elif self.lessor.leading:
             self.lessor.demote()
 
@@ -827,33 +832,14 @@ class Replica:
         self._applied_up_to(self.machine.applied_index)
 
 
-def _conf_fields(conf: ConfState) -> bytes:
-    return bytes(
-        msgpack.packb(
-            [
-                conf.voters,
-                conf.learners,
-                conf.voters_outgoing,
-                conf.learners_next,
-                conf.auto_leave,
-            ]
-        )
-    )
-
-
-def decode_conf(data: bytes) -> ConfState:
-    """The `ConfState` that the machine keeps; none at all when there is none yet."""
-    if not data:
-        return ConfState()
-    voters, learners, outgoing, learners_next, auto_leave = msgpack.unpackb(data)
-    return ConfState(
-        tuple(voters), tuple(learners), tuple(outgoing), tuple(learners_next), auto_leave
-    )
-
-
-def encode_conf(conf: ConfState) -> bytes:
-    """The form in which the machine keeps a `ConfState`."""
-    return _conf_fields(conf)
+def _member_change(change: ConfigChange, conf: ConfState, attributes: list[Any]) -> MemberChange:
+    """What a membership entry does to the table of members."""
+    removed = tuple(member for kind, member in change.changes if kind is ChangeKind.REMOVE)
+    added: tuple[MemberInfo, ...] = ()
+    if len(attributes) > 1:
+        member_id, name, peer_urls, client_urls, learner = attributes
+        added = (MemberInfo(member_id, name, tuple(peer_urls), tuple(client_urls), learner),)
+    return MemberChange(added, removed, conf.learners)
 
 
 def _refusal(reason: str) -> Refused:
