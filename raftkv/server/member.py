@@ -355,3 +355,312 @@ class Member:
     def append(self, write: StorageWrite) -> None:
         """See `Surroundings.append`."""
         self._append.submit(write)
+
+    def send_snapshot(self, message: Message) -> None:
+        """See `Surroundings.send_snapshot`."""
+        snapshots = self._opened.snapshots
+        info = snapshots.latest()
+        peer = message.target
+        if info is None or message.snapshot is None or info.meta.index < message.snapshot.index:
+            self._loop.call_soon(self._snapshot_sent, peer, False)
+            return
+        log.info("sending a snapshot", extra={"to": f"{peer:016x}", "index": info.meta.index})
+        message = Message(message.kind, message.source, peer, message.term, snapshot=info.meta)
+        self.transport.send_snapshot(
+            peer, message, info, snapshots, lambda delivered: self._snapshot_sent(peer, delivered)
+        )
+
+    def install(self, meta: SnapshotMeta) -> None:
+        """See `Surroundings.install`."""
+        info = self._opened.snapshots.latest()
+        if info is None or info.meta.index != meta.index:
+            raise MemberNotFound(f"the snapshot at index {meta.index} is not there")
+        with self._opened.snapshots.image_path(info) as path:
+            self._opened.backend.replace_from(path)
+        self.machine.reload()
+        log.info("installed a snapshot", extra={"index": meta.index})
+
+    def members_changed(self) -> None:
+        """See `Surroundings.members_changed`."""
+        peers = {}
+        for info in self.machine.members():
+            if info.member_id != self.member_id:
+                peers[info.member_id] = [split_url(url) for url in info.peer_urls]
+        self.transport.set_peers(peers)
+
+    def removed(self) -> None:
+        """See `Surroundings.removed`."""
+        self._fail(
+            ChangeRefused(
+                "this member was removed from its cluster; wipe its data directory before it "
+                "is added again"
+            )
+        )
+
+    # -- what arrives ----------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        if self._stopping or self.ended.done():
+            return
+        try:
+            self.replica.turn()
+        except Exception as error:
+            self._crashed(error)
+            return
+        role, leader = self.node.role, self.node.leader
+        if role is not self._role_seen or leader != self._leader_seen:
+            self._role_seen, self._leader_seen = role, leader
+            log.info(
+                "%s",
+                "leading" if role is Role.LEADER else role.name.lower(),
+                extra={
+                    "term": self.node.term,
+                    "leader": f"{leader:016x}" if leader != NO_MEMBER else "none",
+                },
+            )
+        if self._snapshotting is None and self._snapshot_due():
+            self._snapshotting = self._spawn(self._snapshot_and_compact())
+        if self.machine.compaction_pending and not self._compacting:
+            self._compacting = True
+            self._loop.call_soon(self._compact_slice)
+
+    def _crashed(self, error: Exception) -> None:
+        """A bug or a broken file: nothing may be repaired here, the member ends."""
+        log.critical("this member cannot go on", exc_info=error)
+        if isinstance(error, RaftkvError):
+            self._fail(error)
+        else:
+            self._fail(RaftkvError(f"{type(error).__name__}: {error}"))
+
+    def _on_messages(self, peer: int, messages: list[Message]) -> None:
+        if not self._stopping:
+            try:
+                self.replica.receive(peer, messages)
+            except Exception as error:
+                self._crashed(error)
+
+    def _on_unreachable(self, peer: int) -> None:
+        self.node.report_unreachable(peer)
+
+    def _on_snapshot(self, peer: int, message: Message) -> None:
+        """A snapshot's whole file arrived and was verified."""
+        self._on_messages(peer, [message])
+
+    def _snapshot_sent(self, peer: int, delivered: bool) -> None:
+        if delivered:
+            self.stats.snapshots_sent += 1
+        self.node.report_snapshot(peer, delivered)
+        self.wake()
+
+    def _on_written(self, written: Written) -> None:
+        if self._stopping or self.ended.done():
+            return
+        try:
+            for write, _ in written:
+                self.stats.wal_bytes_written += sum(len(entry.data) for entry in write.entries)
+            self.replica.written(written)
+        except Exception as error:
+            self._crashed(error)
+            return
+        self._turn()
+
+    def _on_failed(self, error: BaseException) -> None:
+        """The log could not be written or synced: nothing is known about it any more."""
+        if isinstance(error, RaftkvError):
+            self._fail(error)
+        else:
+            self._fail(RaftkvError(f"the log failed: {type(error).__name__}: {error}"))
+
+    def _on_full(self, full: bool) -> None:
+        if full:
+            log.error("the disk of the log is full: no write is acknowledged until there is space")
+        else:
+            log.info("the disk of the log has space again")
+        self._disk_full = full
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _timer(self, name: str, seconds: float, callback: Callable[[], None]) -> None:
+        self._timers[name] = self._loop.call_later(seconds, callback)
+
+    def _tick(self) -> None:
+        at = now_ms()
+        late = at - self._last_tick_ms - self._tick_ms
+        self._last_tick_ms = at
+        self._timer("tick", self._tick_ms / 1000, self._tick)
+        try:
+            self.replica.tick(at, late if late >= STALL_MS_MIN else 0)
+        except Exception as error:
+            self._crashed(error)
+
+    def _housekeeping(self) -> None:
+        self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
+        self.replica.share_hash()
+        self._announce()
+        self._watch_space()
+        if time.monotonic() >= self._next_progress:
+            self._next_progress = time.monotonic() + WATCH_PROGRESS_SECONDS
+            self.replica.hub.mark_progress()
+        self.wake()
+
+    def _announce(self) -> None:
+        """Tell the cluster this member's name and client addresses, once they differ."""
+        if self._announcing or self.node.leader == NO_MEMBER:
+            return
+        own = next((i for i in self.machine.members() if i.member_id == self.member_id), None)
+        urls = tuple(self.config.advertised_client_urls)
+        if own is None or (own.name == self.config.name and tuple(own.client_urls) == urls):
+            return
+        self._announcing = True
+
+        def done(result: Any) -> None:
+            self._announcing = False
+
+        self.propose(
+            commands.member_update(self.member_id, name=self.config.name, client_urls=urls), done
+        )
+
+    def _watch_space(self) -> None:
+        """Raise or clear this member's space alarm, with the log's reserve still there."""
+        used, quota = self._opened.backend.used_bytes(), self.config.quota_backend_bytes
+        disk_full = self._disk_full or self._opened.wal.disk_full is not None
+        alarmed = (commands.AlarmKind.NOSPACE, self.member_id) in self.machine.alarms
+        if self.node.leader == NO_MEMBER:
+            return
+        if (disk_full or used > quota) and not alarmed:
+            log.warning(
+                "out of space: only deletes and compaction pass",
+                extra={"used_bytes": used, "quota_bytes": quota, "disk_full": disk_full},
+            )
+            self._propose_alarm(True)
+        elif alarmed and not disk_full and used <= quota * NO_SPACE_CLEARED_AT:
+            log.info("there is space again", extra={"used_bytes": used, "quota_bytes": quota})
+            self._propose_alarm(False)
+
+    def _propose_alarm(self, on: bool) -> None:
+        self.propose(
+            commands.alarm(commands.AlarmKind.NOSPACE, self.member_id, on), lambda result: None
+        )
+
+    def _compact_slice(self) -> None:
+        if self._stopping or self.ended.done():
+            return
+        try:
+            more = self.machine.compact_step(COMPACT_ROWS_PER_SLICE)
+        except Exception as error:
+            self._crashed(error)
+            return
+        if more:
+            self._timer("compact", COMPACT_PAUSE_SECONDS, self._compact_slice)
+        else:
+            self._compacting = False
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    def _snapshot_index(self) -> int:
+        info = self._opened.snapshots.latest()
+        return info.meta.index if info is not None else 0
+
+    def _snapshot_due(self) -> bool:
+        log_bytes = self._opened.log.bytes_since(self._snapshot_index())
+        floor = self.config.snapshot_log_bytes
+        return log_bytes > floor and log_bytes > self._opened.backend.used_bytes()
+
+    async def _snapshot_and_compact(self) -> None:
+        try:
+            await self._take_snapshot()
+        except RaftkvError as error:
+            log.error("no snapshot could be taken: %s", error)
+            await asyncio.sleep(10)
+        finally:
+            self._snapshotting = None
+
+    async def _take_snapshot(self) -> Any:
+        """Make a snapshot of the applied state beside the traffic, and let go of the old log."""
+        opened = self._opened
+        info = await self._loop.run_in_executor(self._copier, opened.make_snapshot)
+        self.stats.snapshots_taken += 1
+        meta = info.meta
+        opened.log.snapshot_ready(meta)
+        keep_from = max(0, meta.index - self.config.snapshot_catchup_entries)
+        if keep_from > opened.log.first_index():
+            opened.log.compact(keep_from)
+
+        def release(wal: Any) -> None:
+            wal.mark_snapshot(meta)
+            wal.sync()
+            wal.release(keep_from)
+
+        self._append.run(release)
+        log.info("took a snapshot", extra={"index": meta.index})
+        return info
+
+    async def _chunks(self, info: Any) -> AsyncIterator[bytes]:
+        offset, store = 0, self._opened.snapshots
+        size = store.size_of(info)
+        while offset < size:
+            chunk = await self._loop.run_in_executor(
+                self._copier, store.read_file, info, offset, SNAPSHOT_CHUNK_BYTES
+            )
+            offset += len(chunk)
+            yield chunk
+
+    # -- membership ------------------------------------------------------------------------------
+
+    def _known(self, member_id: int) -> Any:
+        for info in self.machine.members():
+            if info.member_id == member_id:
+                return info
+        raise MemberNotFound(f"no member {member_id:016x} in this cluster", member_id=member_id)
+
+    def _most_advanced(self) -> int | None:
+        voters = set(self.node.conf.voters) - {self.member_id}
+        peers = self.node.status().peers
+        reachable = [
+            (peers[voter].match, voter)
+            for voter in voters
+            if voter in peers and peers[voter].recent_active
+        ]
+        return max(reachable)[1] if reachable else None
+
+    async def _change(self, kind: ChangeKind, member_id: int, more: list[Any]) -> None:
+        change = ConfigChange(((kind, member_id),))
+        await self._outcome(
+            lambda done: self.replica.change_members(change, [member_id, *more], done)
+        )
+
+    async def _confirmed(self) -> None:
+        """Wait until local state is as new as any acknowledged write."""
+        await self._outcome(self.replica.read_index)
+
+    async def _outcome(self, start: Callable[[Done], None]) -> Any:
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(result: Any) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        start(done)
+        result = await future
+        if isinstance(result, RaftkvError):
+            raise result
+        return result
+
+    def _introduce(self) -> list[Any]:
+        """What a newcomer is told: [cluster id, [[member id, name, peer urls], ...]]."""
+        members = [
+            [info.member_id, info.name, list(info.peer_urls)] for info in self.machine.members()
+        ]
+        return [self.cluster_id, members]
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            self._crashed(error if isinstance(error, Exception) else RaftkvError(str(error)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 
-from raftkv.consensus.codec import decode_change
+from raftkv.consensus.codec import decode_change, encode_conf
 from raftkv.consensus.types import (
     NO_MEMBER,
     ChangeKind,
@@ -68,7 +68,7 @@ from raftkv.server.pending import Pending
 from raftkv.server.read_queue import ReadQueue, read_timed_out
 from raftkv.server.shell_frames import ShellFrame
 from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
-from raftkv.server.watch import WatchHub
+from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
@@ -134,6 +134,7 @@ class Replica:
         surroundings: Surroundings,
         stats: StoreStats,
         request_timeout_ms: int,
+        watches_max: int,
     ) -> None:
         self.member_id = member_id
         self.boot = boot
@@ -141,7 +142,7 @@ class Replica:
         self.log = log
         self.machine = machine
         self.stats = stats
-        self.hub = WatchHub(machine, wake=self._wake)
+        self.hub = WatchHub(machine, wake=self._wake, watches_max=watches_max)
         self.pending = Pending()
         self.reads = ReadQueue(boot)
         self.lessor = Lessor()
@@ -220,6 +221,12 @@ class Replica:
         self._keep_alives.append((lease, done))
         if not self._awake:
             self._wake()
+
+    def watch(self, spec: WatchSpec, sink: WatchSink) -> Watch:
+        """See `Store.watch`."""
+        if self._refusing is not None:
+            raise self._refusing
+        return self.hub.add(spec, sink)
 
     def lease_time(self, lease: int, done: Done) -> None:
         """See `Store.lease_time`."""
