@@ -109,7 +109,7 @@ class Core:
         self.uncommitted: deque[tuple[int, int]] = deque()
         self.uncommitted_bytes = 0
         self.transferee = NO_MEMBER
-        self.reads = ReadRounds()
+        self.reads = ReadRounds(random.randrange(0, 1 << 63))
 
         self.handed_term = self.term
         self.handed_vote = self.vote
