@@ -363,7 +363,7 @@ class RaftNode:
                     replication.propose(core, (entry.data,))
             except (ProposalDropped, PeerError) as error:
                 core.note(f"refuses proposal of {message.source}: {error}")
-                core.refused.append(Refusal(MessageKind.PROPOSE, entry.data))
+                core.refused.append(Refusal(MessageKind.PROPOSE, entry.data, entry.kind))
 
     def propose(self, data: Sequence[bytes]) -> tuple[int, int] | None:
         """Propose batches, all or none.
