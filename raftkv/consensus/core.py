@@ -83,8 +83,8 @@ class Core:
         self.random = random
         self.trace = trace
         self.log = RaftLog(storage, hard_state.commit_index, applied)
-        self.term = hard_state.term
-        self.vote = hard_state.vote
+        self.term = max(hard_state.term, self.log.last_term)
+        self.vote = hard_state.vote if self.term == hard_state.term else NO_MEMBER
         self.role = Role.FOLLOWER
         self.leader = NO_MEMBER
         self.conf = conf
@@ -109,7 +109,7 @@ class Core:
         self.uncommitted: deque[tuple[int, int]] = deque()
         self.uncommitted_bytes = 0
         self.transferee = NO_MEMBER
-        self.reads = ReadRounds()
+        self.reads = ReadRounds(random.randrange(0, 1 << 63))
 
         self.handed_term = self.term
         self.handed_vote = self.vote

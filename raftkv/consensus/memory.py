@@ -14,18 +14,29 @@ from raftkv.consensus.types import (
 from raftkv.errors import check
 
 
+FOUNDING_INDEX = 1
+FOUNDING_TERM = 1
+
+
 class MemoryLogStorage:
-    """A `LogStorage` that keeps everything in lists. Whatever is written counts as durable."""
+    """A `LogStorage` that keeps everything in lists. Whatever is written counts as durable.
+
+    With `conf` it is the disk of a founding member: the log begins with a snapshot that holds the
+    first membership, so that a member with an empty log cannot take part before it has been sent
+    a snapshot. Without, it is the disk of a member that joins.
+    """
 
     def __init__(self, conf: ConfState | None = None) -> None:
         self.hard_state = HardState()
-        self.conf = conf or ConfState()
+        self.conf = ConfState()
         """The membership to start from; the owner keeps it up to date with its applied index."""
-        self.base = SnapshotMeta(0, 0, self.conf)
+        self.base = SnapshotMeta()
         """Stands for the whole log before the first entry kept."""
         self.log: list[Entry] = []
         self.sendable: SnapshotMeta | None = None
         """What `snapshot` answers."""
+        if conf is not None:
+            self.install(SnapshotMeta(FOUNDING_INDEX, FOUNDING_TERM, conf))
 
     def write(self, write: StorageWrite) -> None:
         """Take over a write, in the order that `StorageWrite` promises."""

@@ -14,6 +14,7 @@ heartbeat tick asks again under a new id, and answers to the old one still count
 from __future__ import annotations
 
 from collections import deque
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from raftkv.consensus.quorum import VoteResult
@@ -49,9 +50,11 @@ class _Round:
 class ReadRounds:
     """Requests that gather, and rounds under way, oldest first."""
 
-    __slots__ = ("count", "gathering", "last_number", "retry", "rounds")
+    __slots__ = ("count", "gathering", "last_number", "nonce", "retry", "rounds")
 
-    def __init__(self) -> None:
+    def __init__(self, nonce: int) -> None:
+        self.nonce = nonce
+        """Tells this run of the member from its earlier ones, whose answers may still come."""
         self.gathering: list[_Request] = []
         self.rounds: deque[_Round] = deque()
         self.count = 0
@@ -168,19 +171,27 @@ def _begin(core: Core) -> _Round:
     return round_
 
 
+_CONTEXT = Struct(">QQQ")
+
+
 def _context(core: Core, number: int) -> bytes:
-    # The term makes ids of different reigns differ, whatever the network has kept.
-    return core.term.to_bytes(8, "big") + number.to_bytes(8, "big")
+    return _CONTEXT.pack(core.term, core.reads.nonce, number)
+
+
+def _number(core: Core, context: bytes) -> int:
+    """The number of the round that `context` names, or 0 when it is of another term or run."""
+    if len(context) != _CONTEXT.size:
+        return 0
+    term, nonce, number = _CONTEXT.unpack(context)
+    return int(number) if term == core.term and nonce == core.reads.nonce else 0
 
 
 def acknowledged(core: Core, peer: int, context: bytes) -> None:
     """Leader: `peer` has answered the heartbeat of a round."""
     rounds = core.reads.rounds
-    if not rounds or len(context) != 16:
+    number = _number(core, context) if rounds else 0
+    if not number:
         return
-    if int.from_bytes(context[:8], "big") != core.term:
-        return
-    number = int.from_bytes(context[8:], "big")
     for round_ in rounds:
         if round_.number > number:
             break
@@ -235,12 +246,12 @@ def _answer(core: Core, number: int, index: int | None) -> bool:
 
 def handle_reply(core: Core, message: Message) -> None:
     """The leader has answered a round of this member."""
-    context = message.context
-    if core.role is Role.LEADER or message.source != core.leader or len(context) != 16:
+    if core.role is Role.LEADER or message.source != core.leader:
         return
-    if int.from_bytes(context[:8], "big") != core.term:
+    number = _number(core, message.context)
+    if not number:
         return
     if message.reject:
         core.reads.refuse_all(core)
-        return
-    _answer(core, int.from_bytes(context[8:], "big"), message.index)
+    else:
+        _answer(core, number, message.index)

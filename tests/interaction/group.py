@@ -89,6 +89,7 @@ class Group:
         self.reads: dict[tuple[int, bytes], int] = {}
         self.on_ready: Callable[[int, object], None] | None = None
         conf = ConfState(voters=tuple(sorted(voters)), learners=tuple(sorted(learners)))
+        self.images[1] = ((), conf)
         for member_id in sorted({*voters, *learners}):
             self.add(member_id, conf)
 
@@ -99,7 +100,7 @@ class Group:
         """A new member with an empty disk; without `conf` it waits to be told of everything."""
         storage = MemoryLogStorage(conf)
         member = Member(member_id, storage, {**self.settings, **settings})
-        member.conf = conf or ConfState()
+        member.conf, member.applied = storage.conf, storage.base.index
         self.members[member_id] = member
         return self.start(member_id)
 
@@ -130,13 +131,9 @@ class Group:
         for key in [key for key in self.reads if key[0] == member_id]:
             del self.reads[key]
         if power:
-            base = member.storage.sendable
-            if base is None:
-                member.machine, member.applied = [], 0
-                member.conf = member.storage.base.conf
-            else:
-                image, conf = self.images[base.index]
-                member.machine, member.applied, member.conf = list(image), base.index, conf
+            base = member.storage.sendable or SnapshotMeta()
+            image, conf = self.images.get(base.index, ((), ConfState()))
+            member.machine, member.applied, member.conf = list(image), base.index, conf
             assert member.applied >= member.storage.base.index
 
     def wipe(self, member_id: int) -> RaftNode:

@@ -6,6 +6,7 @@ A failure prints its seed; `RAFTKV_SEED=n pytest tests/unit/test_consensus_rando
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 
@@ -20,7 +21,7 @@ from raftkv.consensus.types import (
 )
 from tests.interaction.group import Group
 
-STEPS = 900
+STEPS = 2500
 SEEDS = int(os.environ.get("RAFTKV_SEEDS", "40"))
 FIRST = int(os.environ.get("RAFTKV_SEED", "0"))
 
@@ -51,6 +52,7 @@ class Walk:
         self.changes = pick.random() < 0.6
         self.snapshots = pick.random() < 0.6
         self.slow_disk = pick.random() < 0.5
+        self.upsets = pick.choice([0.1, 0.3, 1.0])
         self.count = 0
         self.next_id = size + 1
 
@@ -71,25 +73,30 @@ class Walk:
                 group.start(member_id)
             return
         roll = pick.random()
-        if roll < 0.34:
-            self.deliver()
-        elif roll < 0.58:
-            group.handle(member_id)
-        elif roll < (0.62 if self.slow_disk else 0.72):
-            if member.writes:
-                group.persist(member_id)
-        elif roll < 0.80:
-            if member.unapplied:
+        if roll < 0.40:
+            for _ in range(pick.choice([1, 2, 4])):
+                self.deliver()
+        elif roll < 0.62:
+            for other in group.members:
+                group.handle(other)
+        elif roll < (0.66 if self.slow_disk else 0.74):
+            for other, owner in group.members.items():
+                if owner.writes and pick.random() < 0.7:
+                    group.persist(other)
+        elif roll < 0.82:
+            while member.unapplied and pick.random() < 0.8:
                 group.apply(member_id)
-        elif roll < 0.88:
-            member.up.tick()
-            group.observe(member_id)
+        elif roll < 0.87:
+            for other, owner in group.members.items():
+                if owner.node is not None and pick.random() < 0.7:
+                    owner.node.tick()
+                    group.observe(other)
         elif roll < 0.94:
             self.propose(member_id)
         elif roll < 0.96:
             self.count += 1
             group.read(member_id, b"r%d" % self.count)
-        else:
+        elif pick.random() < self.upsets:
             self.upset(member_id)
 
     def deliver(self) -> None:
@@ -111,10 +118,8 @@ class Walk:
     def propose(self, member_id: int) -> None:
         self.count += 1
         batch = [b"=%d.%d" % (self.count, part) for part in range(self.random.choice([1, 1, 3]))]
-        try:
+        with contextlib.suppress(ProposalDropped):
             self.group[member_id].propose(batch)
-        except ProposalDropped:
-            pass
 
     def upset(self, member_id: int) -> None:
         group, pick = self.group, self.random
@@ -125,11 +130,11 @@ class Walk:
                 group.crash(member_id, power=pick.random() < 0.5)
             elif roll < 0.40 and self.snapshots:
                 member = group.members[member_id]
-                if member.applied > member.storage.base.index and not any(
-                    write.snapshot for write in member.writes
+                if (
+                    member.storage.last_index() >= member.applied > member.storage.base.index
+                    and not any(write.snapshot for write in member.writes)
                 ):
-                    if member.storage.last_index() >= member.applied:
-                        group.snapshot(member_id, keep=pick.choice([0, 0, 3]))
+                    group.snapshot(member_id, keep=pick.choice([0, 0, 3]))
             elif roll < 0.60 and self.changes:
                 node.propose_change(self.random_change())
             elif roll < 0.72:
