@@ -74,7 +74,8 @@ from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
     from raftkv.machine.machine import Machine
-    from raftkv.storage.wal import WalLog, WriteReceipt
+    from raftkv.storage.wal import WriteReceipt
+    from raftkv.storage.wallog import WalLog
 
 BATCH_COMMAND_BYTES_MAX = BATCH_BYTES_MAX - 256
 """Bytes of commands in one batch; the rest is for its head."""
