@@ -22,7 +22,7 @@ import google_crc32c
 from raftkv.consensus.types import Entry, HardState, SnapshotMeta
 from raftkv.errors import CorruptionError, DiskFullError, StorageError, check
 from raftkv.limits import WAL_RECORD_BYTES_MAX, WAL_SEGMENT_BYTES
-from raftkv.storage.disk import Disk, File, join
+from raftkv.storage.disk import Disk, File, join, parent
 from raftkv.storage.frames import (
     CLOSE,
     FRAME,
@@ -139,7 +139,9 @@ class Wal:
         Raises CorruptionError, FormatError (another program, a newer format, another member) or
         StorageError.
         """
-        disk.make_directory(directory)
+        if not disk.exists(directory):
+            disk.make_directory(directory)
+            disk.sync_directory(parent(directory))
         wal = cls(disk, directory, identity, segment_bytes, spawn)
         names = []
         for name in disk.list(directory):
