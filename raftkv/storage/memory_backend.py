@@ -121,6 +121,35 @@ class MemoryWriter(MemoryReader):
         return True
 
 
+class MemoryImage:
+    """`Image` of copied tables."""
+
+    __slots__ = ("_disk", "_tables")
+
+    def __init__(self, disk: Disk, tables: list[dict[bytes, bytes]]) -> None:
+        self._disk = disk
+        self._tables = tables
+
+    def copy_to(self, path: str, offset: int = 0) -> None:
+        """See `Image.copy_to`."""
+        tables = self._tables
+        file = self._disk.open(path, write=True, create=not self._disk.exists(path))
+        try:
+            parts, size = [IMAGE_MAGIC], len(IMAGE_MAGIC)
+            for table, rows in enumerate(tables):
+                for key in sorted(rows):
+                    value = rows[key]
+                    parts += (_ROW.pack(table, len(key), len(value)), key, value)
+                    size += _ROW.size + len(key) + len(value)
+                    if size >= _FLUSH_BYTES:
+                        file.write(offset, b"".join(parts))
+                        offset += size
+                        parts, size = [], 0
+            file.write(offset, b"".join(parts))
+        finally:
+            file.close()
+
+
 class MemoryBackend:
     """`Backend` in sorted dictionaries. `disk` is where images are written and read."""
 
@@ -145,25 +174,11 @@ class MemoryBackend:
         value: bytes | None = self._tables[table].get(key)
         return value
 
-    def copy_to(self, path: str, offset: int = 0) -> None:
-        """See `Backend.copy_to`."""
+    def pin(self) -> MemoryImage:
+        """See `Backend.pin`."""
         with self._lock:
             tables = [dict.copy(rows) for rows in self._tables]
-        file = self._disk.open(path, write=True, create=not self._disk.exists(path))
-        try:
-            parts, size = [IMAGE_MAGIC], len(IMAGE_MAGIC)
-            for table, rows in enumerate(tables):
-                for key in sorted(rows):
-                    value = rows[key]
-                    parts += (_ROW.pack(table, len(key), len(value)), key, value)
-                    size += _ROW.size + len(key) + len(value)
-                    if size >= _FLUSH_BYTES:
-                        file.write(offset, b"".join(parts))
-                        offset += size
-                        parts, size = [], 0
-            file.write(offset, b"".join(parts))
-        finally:
-            file.close()
+        return MemoryImage(self._disk, tables)
 
     def replace_from(self, path: str, offset: int, size: int) -> None:
         """See `Backend.replace_from`."""
