@@ -35,7 +35,7 @@ from raftkv.errors import (
     OutcomeUnknown,
     RaftkvError,
 )
-from raftkv.limits import SNAPSHOT_CHUNK_BYTES, WATCH_PROGRESS_SECONDS
+from raftkv.limits import WATCH_PROGRESS_SECONDS
 from raftkv.machine import commands
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.config import ServerConfig, split_url
@@ -44,6 +44,8 @@ from raftkv.server.replica import Replica
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
 from raftkv.server.transport import Transport
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.storage.snapshots import SnapshotInfo
+from raftkv.storage.wal import Wal
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,8 @@ class Member:
     ) -> None:
         self.config = config
         self.stats = StoreStats()
-        self.member_id = opened.member_id
-        self.cluster_id = opened.cluster_id
+        self.member_id = opened.identity.member_id
+        self.cluster_id = opened.identity.cluster_id
         self.machine = opened.machine
         self.ended: asyncio.Future[RaftkvError | None] = loop.create_future()
         self._opened = opened
@@ -327,8 +329,7 @@ class Member:
         """See `Store.snapshot`."""
         await self._confirmed()
         info = await self._take_snapshot()
-        size = self._opened.snapshots.size_of(info)
-        return SnapshotStream(info.meta.index, self.machine.revision, size, self._chunks(info))
+        return SnapshotStream(info.meta.index, self.machine.revision, info.size, self._chunks(info))
 
     # -- Surroundings ----------------------------------------------------------------------------
 
@@ -372,13 +373,14 @@ class Member:
 
     def install(self, meta: SnapshotMeta) -> None:
         """See `Surroundings.install`."""
-        info = self._opened.snapshots.latest()
-        if info is None or info.meta.index != meta.index:
-            raise MemberNotFound(f"the snapshot at index {meta.index} is not there")
-        with self._opened.snapshots.image_path(info) as path:
-            self._opened.backend.replace_from(path)
+        self._spawn(self._install(meta))
+
+    async def _install(self, meta: SnapshotMeta) -> None:
+        await self._loop.run_in_executor(self._copier, self._opened.stage_snapshot, meta)
+        self._opened.backend.install()
         self.machine.reload()
         log.info("installed a snapshot", extra={"index": meta.index})
+        self.replica.installed(meta)
 
     def members_changed(self) -> None:
         """See `Surroundings.members_changed`."""
@@ -575,10 +577,10 @@ class Member:
         finally:
             self._snapshotting = None
 
-    async def _take_snapshot(self) -> Any:
+    async def _take_snapshot(self) -> SnapshotInfo:
         """Make a snapshot of the applied state beside the traffic, and let go of the old log."""
         opened = self._opened
-        info = await self._loop.run_in_executor(self._copier, opened.make_snapshot)
+        info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
         self.stats.snapshots_taken += 1
         meta = info.meta
         opened.log.snapshot_ready(meta)
@@ -586,7 +588,7 @@ class Member:
         if keep_from > opened.log.first_index():
             opened.log.compact(keep_from)
 
-        def release(wal: Any) -> None:
+        def release(wal: Wal) -> None:
             wal.mark_snapshot(meta)
             wal.sync()
             wal.release(keep_from)
@@ -595,12 +597,11 @@ class Member:
         log.info("took a snapshot", extra={"index": meta.index})
         return info
 
-    async def _chunks(self, info: Any) -> AsyncIterator[bytes]:
-        offset, store = 0, self._opened.snapshots
-        size = store.size_of(info)
-        while offset < size:
-            chunk = await self._loop.run_in_executor(
-                self._copier, store.read_file, info, offset, SNAPSHOT_CHUNK_BYTES
+    async def _chunks(self, info: SnapshotInfo) -> AsyncIterator[bytes]:
+        offset = 0
+        while offset < info.size:
+            chunk, _ = await self._loop.run_in_executor(
+                self._copier, self._opened.snapshots.read_chunk, info, offset
             )
             offset += len(chunk)
             yield chunk

@@ -82,11 +82,16 @@ class Backend(Protocol):
     def pin(self) -> Image:
         """The committed state of this moment, to be copied beside the traffic."""
 
-    def replace_from(self, path: str, offset: int, size: int) -> None:
-        """Make the image at [offset, offset + size) of `path` the whole state.
+    def stage(self, path: str, offset: int, size: int) -> None:
+        """Make the image at [offset, offset + size) of `path` ready to become the state.
 
-        Atomic: after a crash there is the old state or the new one.
+        May run in another thread while reads and writes go on; takes as long as a copy. Raises
+        FormatError or CorruptionError when it is no image.
         """
+
+    def install(self) -> None:
+        """Make the staged image the whole state. Atomic: after a crash there is the old state or
+        the new one. No view may be open."""
 
     def used_bytes(self) -> int:
         """What the quota counts: bytes of tables in use, without free space inside the file."""

@@ -281,15 +281,13 @@ class LmdbBackend:
         self._copying += 1
         return LmdbImage(self, self._env)
 
-    def replace_from(self, path: str, offset: int, size: int) -> None:
-        """See `Backend.replace_from`. No view may be open. The image is durable afterwards."""
-        check(not self._copying, "tables are not replaced while they are copied")
+    def stage(self, path: str, offset: int, size: int) -> None:
+        """See `Backend.stage`. The staged copy is durable."""
         source = self._disk.open(path)
         try:
             if source.read(offset + _MAGIC_OFFSET, len(_MAGIC)) != _MAGIC:
                 raise FormatError(f"{path}: offset {offset}: no image of tables", path=path)
-            temporary = join(self._path, INSTALL_NAME)
-            target = self._disk.open(temporary, create=True)
+            target = self._disk.open(join(self._path, INSTALL_NAME), create=True)
             try:
                 copy_range(source, offset, size, target, 0)
                 target.sync()
@@ -297,9 +295,13 @@ class LmdbBackend:
                 target.close()
         finally:
             source.close()
+
+    def install(self) -> None:
+        """See `Backend.install`."""
+        check(not self._copying, "tables are not replaced while they are copied")
         self._close()
         try:
-            self._disk.rename(temporary, join(self._path, DATA_NAME))
+            self._disk.rename(join(self._path, INSTALL_NAME), join(self._path, DATA_NAME))
             self._disk.sync_directory(self._path)
         finally:
             self._open()

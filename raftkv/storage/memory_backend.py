@@ -180,9 +180,8 @@ class MemoryBackend:
             tables = [dict.copy(rows) for rows in self._tables]
         return MemoryImage(self._disk, tables)
 
-    def replace_from(self, path: str, offset: int, size: int) -> None:
-        """See `Backend.replace_from`."""
-        check(not self._views, "views are closed before the tables are replaced")
+    def stage(self, path: str, offset: int, size: int) -> None:
+        """See `Backend.stage`."""
         file = self._disk.open(path)
         try:
             data = file.read(offset, size)
@@ -202,8 +201,15 @@ class MemoryBackend:
                 raise CorruptionError(f"{path}: offset {offset + at}: no row", path=path)
             tables[table][data[at : at + key_bytes]] = data[at + key_bytes : end]
             at = end
+        self._staged = tables
+
+    def install(self) -> None:
+        """See `Backend.install`."""
+        check(not self._views, "views are closed before the tables are replaced")
+        check(self._staged is not None, "an image is staged before it is installed")
         with self._lock:
-            self._tables[:] = tables
+            self._tables[:] = self._staged or []
+        self._staged = None
 
     def used_bytes(self) -> int:
         """See `Backend.used_bytes`. Counts every row: for small tables only."""
