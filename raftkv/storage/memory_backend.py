@@ -160,6 +160,7 @@ class MemoryBackend:
         self._views = 0
         self._lock = threading.Lock()
         self.disk_full: StorageError | None = None
+        self._staged: list[Any] | None = None
 
     def read(self) -> MemoryReader:
         """See `Backend.read`."""
