@@ -13,7 +13,6 @@ from raftkv.consensus.types import (
 )
 from raftkv.errors import check
 
-
 FOUNDING_INDEX = 1
 FOUNDING_TERM = 1
 
