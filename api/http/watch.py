@@ -57,7 +57,10 @@ class EventStream:
         return self.frame(kind.encode(), data, revision)
 
     def fail(self, error: RaftkvError) -> None:
-        """Say what went wrong as the last message, and end."""
+        """Say what went wrong: as the last message, or as the answer when none was sent yet."""
+        if not self.x.streaming:
+            self.x.fail(error)
+            return
         self.x.push(self.frame(b"error", dump_json({**http_problem(error), "type": "error"})))
         self.x.end_stream()
 
@@ -71,12 +74,15 @@ class KeyWatch:
         self._stream = EventStream(x)
         self._keys_only: bool = x.query["keys_only"]
         self._prev = spec.prev
-        self._watch: Watch = x.door.store.watch(spec, self)
-        x.on_lost = self._watch.cancel
-        x.on_writable = self._watch.resume
+        self._watch: Watch | None = None
+        watch = self._watch = x.door.store.watch(spec, self)
+        if x.ended:
+            return  # refused at once, through `closed`
+        x.on_lost = watch.cancel
+        x.on_writable = watch.resume
         x.on_stopping = self.closed
         self._stream.begin()
-        x.push(self._stream.mark("ready", self._watch.delivered_revision))
+        x.push(self._stream.mark("ready", watch.delivered_revision))
 
     def events(self, revision: int, events: list[Event]) -> bool:
         frame = self._stream.frame
@@ -95,7 +101,7 @@ class KeyWatch:
             data = shared_event(event)
         if not self._prev:
             return data
-        previous = self._watch.previous(event)
+        previous = self._watch.previous(event) if self._watch is not None else None
         shown = b"null" if previous is None else dump_json(record_json(previous))
         return b'%b,"previous":%b}' % (data[:-1], shown)
 
@@ -103,7 +109,8 @@ class KeyWatch:
         self._stream.x.push(self._stream.mark("progress", revision))
 
     def closed(self, error: RaftkvError) -> None:
-        self._watch.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         self._stream.fail(error)
 
 
