@@ -177,6 +177,8 @@ class Refusal:
     """PROPOSE or READ_INDEX."""
     context: bytes
     """READ_INDEX: its context. PROPOSE: the data of the refused entry."""
+    entry_kind: EntryKind = EntryKind.BATCH
+    """PROPOSE: what that data means."""
 
 
 class Role(IntEnum):
