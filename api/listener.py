@@ -12,10 +12,15 @@ import contextlib
 import errno
 import ssl
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
 
 from raftkv.errors import ConfigError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS, HTTP_REQUEST_SECONDS
+
+if TYPE_CHECKING:
+    from raftkv.server.config import ServerConfig
+    from raftkv.server.store import Store
 
 HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SWEEP_SECONDS: Final = 1.0
@@ -232,3 +237,31 @@ def _bind_trouble(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"This machine has no address {host}"
     return f"Cannot listen on {where}: {error.strerror or error}"
+
+
+async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
+    """Serve `store` on every client URL of `config`. All or none: raises `ConfigError`."""
+    # The doors stand on this module, so they are only looked up when they are opened.
+    from raftkv.api.http.door import start_http
+
+    listeners: list[Listener] = []
+    try:
+        for url in config.listen_client_urls:
+            host, port = _address(url)
+            listeners.append(await start_http(store, host, port))
+    except ConfigError:
+        for listener in listeners:
+            await listener.close(0)
+        raise
+    return listeners
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or port is None:
+        raise ConfigError(f"A client URL looks like http://127.0.0.1:2379, not {url!r}", url=url)
+    return parts.hostname, port

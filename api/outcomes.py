@@ -110,13 +110,14 @@ def http_problem(error: BaseException) -> dict[str, Any]:
     hold what the caller must not see.
     """
     row = http_outcome(error)
-    known = isinstance(error, errors.RaftkvError)
-    code = error.code if known else "internal"
+    code = error.code if isinstance(error, errors.RaftkvError) else errors.RaftkvError.code
     problem: dict[str, Any] = {
         "type": f"urn:raftkv:problem:{code}",
         "title": row.title,
         "status": row.status,
-        "detail": str(error) if known else "An unexpected error; the member's log tells more",
+        "detail": str(error)
+        if isinstance(error, errors.RaftkvError)
+        else "An unexpected error; the member's log tells more",
         "code": code,
         "outcome": (
             "refused"
@@ -126,7 +127,7 @@ def http_problem(error: BaseException) -> dict[str, Any]:
             else "failed"
         ),
     }
-    if known:
+    if isinstance(error, errors.RaftkvError):
         for name, value in error.facts.items():
             problem.setdefault(name, fact(name, value))
     return problem

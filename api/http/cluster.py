@@ -21,9 +21,7 @@ NEW_MEMBER: Final = (
     Field("name", "text", "A name for people.", default=""),
     Field("learner", "boolean", "Join without a vote, to be promoted later.", default=False),
 )
-TRANSFER: Final = (
-    Field("to", "hex", "The member to lead; absent: the one that is furthest."),
-)
+TRANSFER: Final = (Field("to", "hex", "The member to lead; absent: the one that is furthest."),)
 COMPACTION: Final = (
     Field("revision", "integer", "Forget history before this revision.", minimum=1),
     Field("keep", "integer", "Keep this many revisions, counted from the newest."),
@@ -76,9 +74,7 @@ def post_member(x: Exchange) -> None:
 
 
 async def _add(x: Exchange, body: dict[str, Any]) -> None:
-    member = await x.door.store.add_member(
-        body["name"], tuple(body["peer_urls"]), body["learner"]
-    )
+    member = await x.door.store.add_member(body["name"], tuple(body["peer_urls"]), body["learner"])
     x.json({**member_json(member), **_members(x)}, 201)
 
 

@@ -91,9 +91,7 @@ class Exchange:
         """Answer with a JSON value. `headers`: complete lines, each with its line end."""
         self.send(dump_json(payload), JSON, status, headers)
 
-    def send(
-        self, body: bytes, media: bytes, status: int = 200, headers: bytes = b""
-    ) -> None:
+    def send(self, body: bytes, media: bytes, status: int = 200, headers: bytes = b"") -> None:
         """Answer with `body`."""
         connection = self._connection
         if connection is None:
@@ -163,8 +161,7 @@ class Exchange:
             self.keep_alive = False
             framing += b"Connection: close\r\n"
         connection.write(
-            STREAM_HEAD
-            % (STATUS_LINES[status], self.door.stamp_block(), headers, media, framing)
+            STREAM_HEAD % (STATUS_LINES[status], self.door.stamp_block(), headers, media, framing)
         )
         self.door.counters.count(self.route, status)
         if self._head_only:

@@ -1,4 +1,4 @@
-"""Declared fields of JSON bodies: read strictly, and rendered as JSON Schema from the same lines."""
+"""Declared fields of JSON bodies: read strictly, rendered as JSON Schema from the same lines."""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ def answering(
     the step, becomes the answer.
     """
 
-    @functools.wraps(step)
-    def guarded(x: Exchange, *args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(x: Exchange, /, *args: P.args, **kwargs: P.kwargs) -> None:
         if x.ended:
             return
         if args and isinstance(args[-1], RaftkvError):

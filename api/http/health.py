@@ -79,9 +79,7 @@ def _excluded(x: Exchange, known: tuple[str, ...] | None) -> set[str]:
 
 
 @answering
-def _checks(
-    x: Exchange, read: RaftkvError | None, page: str, names: tuple[str, ...]
-) -> None:
+def _checks(x: Exchange, read: RaftkvError | None, page: str, names: tuple[str, ...]) -> None:
     excluded = _excluded(x, names)
     lines = []
     failed = False

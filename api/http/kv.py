@@ -441,9 +441,7 @@ async def _count(x: Exchange, pages: RangeReader) -> None:
     while pages.more:
         total += pages.count()
         await asyncio.sleep(0)
-    x.json(
-        {"revision": pages.revision, "items": [], "count": total, "more": False, "cursor": None}
-    )
+    x.json({"revision": pages.revision, "items": [], "count": total, "more": False, "cursor": None})
 
 
 async def _page(x: Exchange, pages: RangeReader) -> None:

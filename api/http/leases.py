@@ -71,7 +71,8 @@ def _lease_ready(x: Exchange, lease: int, error: RaftkvError | None) -> None:
 @answering
 def _lease_told(x: Exchange, time: LeaseTime) -> None:
     machine = x.door.store.machine
-    texts, binary = [], []
+    texts: list[str] = []
+    binary: list[str] = []
     for key in machine.lease_keys(time.lease):
         text, encoding = text_or_base64(key)
         (texts if encoding == "utf-8" else binary).append(text)
@@ -103,9 +104,7 @@ def delete_lease(x: Exchange) -> None:
 
 @answering
 def _revoked(x: Exchange, result: RevokeResult) -> None:
-    x.json(
-        {"lease": hex_id(result.lease), "revision": result.revision, "deleted": result.deleted}
-    )
+    x.json({"lease": hex_id(result.lease), "revision": result.revision, "deleted": result.deleted})
 
 
 def list_leases(x: Exchange) -> None:

@@ -162,7 +162,12 @@ def _query(param: Param) -> dict[str, Any]:
         schema = {"type": "string"}
     if param.default not in (None, False, ""):
         schema["default"] = param.default
-    shown = {"name": param.name, "in": "query", "description": param.doc, "schema": schema}
+    shown: dict[str, Any] = {
+        "name": param.name,
+        "in": "query",
+        "description": param.doc,
+        "schema": schema,
+    }
     if param.kind == "flag":
         shown["allowEmptyValue"] = True
     return shown
@@ -181,10 +186,8 @@ def _body(route: Route) -> dict[str, Any] | None:
         }
     if route.body is None:
         return None
-    if isinstance(route.body, str):
-        schema = _reference(route.body)
-    else:
-        schema = object_schema(route.body)
+    body = route.body
+    schema = _reference(body) if isinstance(body, str) else object_schema(body)
     return {"required": route.body_required, "content": {"application/json": {"schema": schema}}}
 
 

@@ -152,9 +152,7 @@ class RequestParser:
         elif self.mid_message:
             self._wire_bytes = self._wire_bytes + len(data) if was_in_body else 0
             if self._wire_bytes > CHUNKED_WIRE_BYTES_MAX:
-                self._fail(
-                    TooLarge("The chunked body never ends", limit_bytes=HTTP_BODY_BYTES_MAX)
-                )
+                self._fail(TooLarge("The chunked body never ends", limit_bytes=HTTP_BODY_BYTES_MAX))
 
     def timed_out(self, refusal: Refused) -> None:
         """Give up on a message that is under way: deliver `refusal` in its place."""

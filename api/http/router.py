@@ -247,9 +247,7 @@ class Router:
     def near(self, path: bytes) -> list[str]:
         """Templates that resemble `path`, the best first."""
         templates = sorted({route.template for route in self.routes})
-        return difflib.get_close_matches(
-            path[:128].decode("latin-1"), templates, n=3, cutoff=0.5
-        )
+        return difflib.get_close_matches(path[:128].decode("latin-1"), templates, n=3, cutoff=0.5)
 
 
 def allow(routes: dict[bytes, Route]) -> list[str]:

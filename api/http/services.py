@@ -417,9 +417,7 @@ def get_instance(x: Exchange) -> None:
     read_then(x, partial(_instance_ready, service, instance))
 
 
-def _instance_ready(
-    service: str, instance: str, x: Exchange, error: RaftkvError | None
-) -> None:
+def _instance_ready(service: str, instance: str, x: Exchange, error: RaftkvError | None) -> None:
     _show_instance(x, service, instance, error)
 
 

@@ -151,7 +151,7 @@ def _key(item: dict[str, Any], name: str, where: str) -> bytes:
 
 def _interval(item: dict[str, Any], where: str) -> tuple[bytes, bytes | None]:
     """A key, a prefix, or start/end, exactly one of them."""
-    given = [name for name in ("key", "prefix") if name in item]
+    given: list[str] = [name for name in ("key", "prefix") if name in item]
     if "start" in item or "end" in item:
         given.append("start/end")
     if len(given) != 1:
@@ -194,9 +194,7 @@ def parse_compare(item: dict[str, Any], where: str) -> Compare:
         raise InvalidRequest(f"{where}.operand is missing", field=f"{where}.operand")
     if target_name == "exists":
         return compare(TARGETS["exists"], _existence(item, relation, where), key, 0, end)
-    return compare(
-        TARGETS[target_name], relation, key, _operand(item, target_name, where), end
-    )
+    return compare(TARGETS[target_name], relation, key, _operand(item, target_name, where), end)
 
 
 def _existence(item: dict[str, Any], relation: Relation, where: str) -> Relation:
@@ -304,9 +302,7 @@ def show_response(item: dict[str, Any], response: Any) -> dict[str, Any]:
         else:
             show = key_json if item.get("keys_only") else record_json
             answer["items"] = [show(record) for record in response.records]
-            answer["count"] = (
-                response.count if item.get("count_only") else len(response.records)
-            )
+            answer["count"] = response.count if item.get("count_only") else len(response.records)
             answer["more"] = response.more
     return answer
 

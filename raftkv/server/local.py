@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import raftkv
 from raftkv.errors import ChangeRefused, LeaseNotFound, RaftkvError, Stopping, check
 from raftkv.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_COMMANDS_MAX,
+    KIB,
     LEASE_REVOKES_PER_BATCH,
     SNAPSHOT_CHUNK_BYTES,
     WATCH_PROGRESS_SECONDS,
@@ -51,7 +54,7 @@ class LocalStore:
         self.stats = StoreStats()
         self.tables = MemoryBackend()
         self.machine = Machine(self.tables)
-        self.machine.bootstrap(b"", [RecordedMember(member_id, name, (), (), False)])
+        self.machine.bootstrap(1, TERM, b"", [RecordedMember(member_id, name, (), (), False)])
         self.hub = WatchHub(self.machine, wake=self._wake)
         self._loop = asyncio.get_running_loop()
         self._queue: list[tuple[Command, Done]] = []
@@ -149,12 +152,10 @@ class LocalStore:
     async def snapshot(self) -> SnapshotStream:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "image"
-            self.tables.copy_to(path)
+            self.tables.copy_to(str(path))
             image = path.read_bytes()
         machine = self.machine
-        return SnapshotStream(
-            machine.applied_index, machine.revision, len(image), _chunks(image)
-        )
+        return SnapshotStream(machine.applied_index, machine.revision, len(image), _chunks(image))
 
     # ---- within ------------------------------------------------------------------------------
 
@@ -178,9 +179,9 @@ class LocalStore:
         if queue and self._closed:
             for _, done in queue:
                 done(self._stopping())
-        elif queue:
-            applied = self._apply([command for command, _ in queue])
-            for (_, done), result in zip(queue, applied.results, strict=True):
+        for part in _batches(queue if not self._closed else []):
+            applied = self._apply([command for command, _ in part])
+            for (_, done), result in zip(part, applied.results, strict=True):
                 done(result)
         for done, answer in answers:
             done(answer)
@@ -226,6 +227,20 @@ class LocalStore:
             self._progress_at = now + WATCH_PROGRESS_SECONDS
             self.hub.mark_progress()
         self.machine.compact_step(COMPACT_ROWS)
+
+
+def _batches(queue: list[tuple[Command, Done]]) -> Iterator[list[tuple[Command, Done]]]:
+    """What was proposed, in order, in parts that each fit a batch."""
+    part: list[tuple[Command, Done]] = []
+    size = 0
+    for proposal in queue:
+        size += len(proposal[0])
+        if part and (size > BATCH_BYTES_MAX - KIB or len(part) == BATCH_COMMANDS_MAX):
+            yield part
+            part, size = [], len(proposal[0])
+        part.append(proposal)
+    if part:
+        yield part
 
 
 async def _chunks(image: bytes) -> AsyncIterator[bytes]:
