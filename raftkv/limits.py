@@ -83,6 +83,16 @@ HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
 HTTP_TARGET_BYTES_MAX: Final = 192 * KIB
 HTTP_PIPELINE_BYTES_MAX: Final = 256 * KIB
+HTTP_PIPELINE_REQUESTS_MAX: Final = 256
+HTTP_BODY_BYTES_MAX: Final = 2 * REQUEST_BYTES_MAX  # base64 and JSON take room
+HTTP_REQUEST_SECONDS: Final = 30
+HTTP_IDLE_SECONDS: Final = 180
+HTTP_LINGER_SECONDS: Final = 2
+HTTP_DRAIN_SECONDS: Final = 10
+HTTP_WAIT_SECONDS_DEFAULT: Final = 60
+HTTP_WAIT_SECONDS_MAX: Final = 600
+HTTP_STREAM_SLICE_KEYS: Final = 500
+HTTP_STREAM_BUFFER_BYTES: Final = 256 * KIB
 CONNECTION_OUTPUT_BYTES_MAX: Final = 32 * MIB
 JSON_NESTING_MAX: Final = 32
 
@@ -110,4 +120,6 @@ check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the unco
 check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
 check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")
+check(REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body")
+check(HTTP_STREAM_BUFFER_BYTES < CONNECTION_OUTPUT_BYTES_MAX, "a slice must fit into the output")
 check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
