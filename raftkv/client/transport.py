@@ -7,6 +7,7 @@ because only `raftkv.client.retry` may decide to send a write again.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,8 +218,7 @@ def network_errors(call: Call, endpoint: str, seconds: float) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        reason = getattr(error, "os_error", None)
-        text = (getattr(reason, "strerror", None) or str(reason)) if reason else "timed out"
+        text = _connect_failure(error)
         raise Unreachable(f"{endpoint} cannot be reached: {text}", endpoint=endpoint) from error
     except TimeoutError as error:
         text = f"{endpoint} did not answer within {seconds:.3g} s"
@@ -226,6 +226,14 @@ def network_errors(call: Call, endpoint: str, seconds: float) -> Iterator[None]:
     except (aiohttp.ClientError, OSError) as error:
         text = f"{endpoint} broke the connection off: {error or type(error).__name__}"
         raise _interrupted(call, text, endpoint) from error
+
+
+def _connect_failure(error: aiohttp.ClientError) -> str:
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return "the connection timed out"
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or not error.errno or error.errno < 0:
+        return "there is no such host"
+    return os.strerror(error.errno).lower()
 
 
 def origin(response: aiohttp.ClientResponse) -> str:
