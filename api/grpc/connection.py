@@ -908,7 +908,6 @@ class ServerConnection:
             self.blocked.pop(stream.stream_id, None)
             if stream.trailers is not None:
                 self.send_headers(stream, stream.trailers, end_stream=True)
-                return
         if stream.waiting:
             self._maybe_drained(stream)
         if self._full and self.held_bytes < limits.CONNECTION_OUTPUT_BYTES_MAX:
