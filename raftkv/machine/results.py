@@ -41,7 +41,7 @@ class PutResult(Result):
 
     __slots__ = ("previous", "raw")
 
-    def __init__(self, revision: int, previous: Record | None, raw: bytes | None) -> None:
+    def __init__(self, revision: int, previous: Record | None, raw: bytes) -> None:
         self.revision = revision
         self.previous = previous
         """The record before, when it was asked for and there was one."""
@@ -51,7 +51,7 @@ class PutResult(Result):
     @property
     def record(self) -> Record:
         """The record as written."""
-        return Record(self.raw or b"")
+        return Record(self.raw)
 
     def __eq__(self, other: object) -> bool:
         """As records are equal: storage positions do not count."""
