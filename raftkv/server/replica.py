@@ -37,6 +37,7 @@ from raftkv.consensus.types import (
 from raftkv.errors import (
     ChangeRefused,
     Corrupt,
+    DiskFullError,
     LeaseNotFound,
     MemberExists,
     MemberNotFound,
@@ -73,7 +74,8 @@ from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
     from raftkv.machine.machine import Machine
-    from raftkv.storage.wal import WalLog, WriteReceipt
+    from raftkv.storage.wal import WriteReceipt
+    from raftkv.storage.wallog import WalLog
 
 BATCH_COMMAND_BYTES_MAX = BATCH_BYTES_MAX - 256
 """Bytes of commands in one batch; the rest is for its head."""
@@ -165,7 +167,9 @@ class Replica:
         self._refusing: Refused | None = None
         self._removed = False
         self._hash_sent = 0
+        self._apply_blocked = False
         self.corrupt = False
+        """This member's state was found to differ from the others'; it serves no more."""
 
     # -- what doors call ---------------------------------------------------------------------
 
@@ -273,6 +277,7 @@ class Replica:
         if stalled_ms:
             self.stats.stalls += 1
             self.lessor.stalled(stalled_ms)
+        self._apply_blocked = False
         self.node.tick()
         self.stats.proposals_failed += self.pending.expire(now_ms)
         self.reads.expire(now_ms, ROUND_ABANDON_MS, read_timed_out())
@@ -718,7 +723,12 @@ class Replica:
 
     def _can_apply(self) -> bool:
         queue = self._committed
-        return bool(queue) and not self._installing and queue[0].index <= self.log.last_index()
+        return (
+            bool(queue)
+            and not self._installing
+            and not self._apply_blocked
+            and queue[0].index <= self.log.last_index()
+        )
 
     # -- carrying out Ready ------------------------------------------------------------------------
 
@@ -771,30 +781,32 @@ class Replica:
 
     def _apply_committed(self) -> None:
         queue = self._committed
+        if queue[0].kind is EntryKind.CONFIG:
+            self._apply_config(queue[0])
+            self._applied_up_to(queue.popleft().index)
+            return
         batch: list[tuple[int, int, bytes]] = []
         size = 0
         # What is not durable here waits, though committed: a restart must not find the tables
         # ahead of the log.
         durable = self.log.last_index()
-        while (
-            queue
-            and queue[0].index <= durable
-            and len(batch) < APPLY_ENTRIES_PER_TURN
-            and size < APPLY_BYTES_PER_TURN
-        ):
-            if queue[0].kind is EntryKind.CONFIG:
-                if not batch:
-                    entry = queue.popleft()
-                    self._apply_config(entry)
-                    self._applied_up_to(entry.index)
+        for entry in queue:
+            if entry.index > durable or entry.kind is EntryKind.CONFIG:
                 break
-            entry = queue.popleft()
             batch.append((entry.index, entry.term, entry.data))
             size += len(entry.data)
-        if not batch:
+            if len(batch) >= APPLY_ENTRIES_PER_TURN or size >= APPLY_BYTES_PER_TURN:
+                break
+        try:
+            applied_entries = self.machine.apply(batch)
+        except DiskFullError:
+            # Nothing was applied; the next tick tries again. The log keeps what is committed.
+            self._apply_blocked = True
             return
+        for _ in batch:
+            queue.popleft()
         events = []
-        for applied in self.machine.apply(batch):
+        for applied in applied_entries:
             self._resolve(applied)
             events.extend(applied.events)
         if events:
