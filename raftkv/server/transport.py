@@ -51,7 +51,9 @@ from raftkv.server.frames import (
     encode_welcome,
     refusal,
 )
-from raftkv.server.peer_link import Introduction, LinkOwner, LinkStats, PeerLink
+from raftkv.server.introduction import ask_introduction as ask_introduction
+from raftkv.server.introduction import encode_introduction
+from raftkv.server.peer_link import Greeting, LinkOwner, LinkStats, PeerLink
 from raftkv.server.snapshot_stream import (
     SNAPSHOT_FRAME_BYTES_MAX,
     FrameQueue,
@@ -338,11 +340,12 @@ class Transport:
         *,
         member_id: int,
         cluster_id: int,
-        listen: Address,
+        listen: Sequence[Address],
         on_messages: Callable[[int, list[Message]], None],
         on_frame: Callable[[int, int, bytes], None],
         on_unreachable: Callable[[int], None],
-        on_snapshot_received: Callable[[Message], None],
+        on_snapshot: Callable[[int, Message], None],
+        on_introduction: Callable[[], Sequence[Any]] | None = None,
         snapshots: SnapshotStore | None = None,
         snapshot_executor: Executor | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
@@ -353,7 +356,8 @@ class Transport:
 
         `on_messages(peer, messages)` and `on_frame(peer, kind, payload)` are called as they come
         in. `on_unreachable(peer)` is called in a turn of its own, at most once a turn and peer.
-        `on_snapshot_received(message)` is called when the file is verified and durable.
+        `on_snapshot(peer, message)` is called when the message's file is verified and durable.
+        `on_introduction()` gives [cluster id, rows of member id, name, peer URLs], for newcomers.
         `on_fatal` is told of errors that must end the process: a disk that fails to sync, a bug.
         `snapshot_executor` is the one thread that changes `snapshots`; None: one is made.
         """
@@ -368,7 +372,8 @@ class Transport:
         self._on_messages = on_messages
         self._on_frame = on_frame
         self._on_unreachable = on_unreachable
-        self._on_snapshot_received = on_snapshot_received
+        self._on_snapshot = on_snapshot
+        self._on_introduction = on_introduction
         self._on_fatal = on_fatal
         self._snapshots = snapshots
         self._own_executor = snapshot_executor is None
@@ -378,7 +383,7 @@ class Transport:
         self._send_executor = ThreadPoolExecutor(2, thread_name_prefix="raftkv-snapshot-out")
         self._server_ssl = server_ssl
         self._client_ssl = client_ssl
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepted: dict[PeerLink, asyncio.TimerHandle | None] = {}
         """Every accepted link, with its deadline while it has not said hello."""
@@ -394,20 +399,21 @@ class Transport:
 
     async def start(self) -> None:
         """Listen. Raises ConfigError when the address cannot be used."""
-        host, port = self._listen
-        try:
-            self._server = await self.loop.create_server(
-                self._accept,
-                host,
-                port,
-                ssl=self._server_ssl,
-                ssl_handshake_timeout=PEER_HANDSHAKE_SECONDS if self._server_ssl else None,
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen for peers on {host}:{port}: {error.strerror or error}; "
-                "choose another address or stop what uses it"
-            ) from error
+        for host, port in self._listen:
+            try:
+                server = await self.loop.create_server(
+                    self._accept,
+                    host,
+                    port,
+                    ssl=self._server_ssl,
+                    ssl_handshake_timeout=PEER_HANDSHAKE_SECONDS if self._server_ssl else None,
+                )
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot listen for peers on {host}:{port}: {error.strerror or error}; "
+                    "choose another address or stop what uses it"
+                ) from error
+            self._servers.append(server)
         self._each_second()
 
     async def close(self) -> None:
@@ -415,8 +421,8 @@ class Transport:
         self._closing = True
         if self._ticker is not None:
             self._ticker.cancel()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         self.set_peers({})
         for link in list(self._accepted):
             link.fail(PeerError("the member stops"))
@@ -429,15 +435,14 @@ class Transport:
         self._send_executor.shutdown(wait=False, cancel_futures=True)
         if self._own_executor:
             self._intake_executor.shutdown(wait=False, cancel_futures=True)
-        if self._server is not None:
-            await self._server.wait_closed()
+        for server in self._servers:
+            await server.wait_closed()
 
     @property
-    def address(self) -> Address:
+    def addresses(self) -> list[Address]:
         """Where this member listens; the port is the real one when 0 was asked for."""
-        check(self._server is not None and self._server.sockets, "the transport listens")
-        name = self._server.sockets[0].getsockname()  # type: ignore[union-attr]
-        return name[0], name[1]
+        names = [sock.getsockname() for server in self._servers for sock in server.sockets]
+        return [(name[0], name[1]) for name in names]
 
     def set_peers(self, peers: Mapping[int, Sequence[Address]]) -> None:
         """Dial these members, each under any of its addresses, and no others.
@@ -589,12 +594,12 @@ class Transport:
         raise failure
 
     async def _dial(self, host: str, port: int, hello: Hello, owner: LinkOwner) -> PeerLink:
-        introduction = Introduction(hello)
-        link = PeerLink(introduction, self.stats, SNAPSHOT_FRAME_BYTES_MAX)
+        greeting = Greeting(hello)
+        link = PeerLink(greeting, self.stats, SNAPSHOT_FRAME_BYTES_MAX)
         try:
             async with asyncio.timeout(PEER_DIAL_SECONDS):
                 await self.loop.create_connection(lambda: link, host, port, ssl=self._client_ssl)
-                await introduction.wait(link)
+                await greeting.wait(link)
         except BaseException:
             link.fail(PeerError("not welcome"))
             raise
@@ -656,6 +661,11 @@ class Transport:
                 self._say_once(f"a dialler from {host} was refused", str(link.error))
 
     def _greet(self, link: PeerLink, kind: int, payload: bytes) -> None:
+        if kind == FrameKind.INTRODUCE and self._on_introduction is not None:
+            cluster_id, members = self._on_introduction()
+            link.send(FrameKind.INTRODUCTION, encode_introduction(cluster_id, members))
+            link.hang_up()
+            return
         if kind != FrameKind.HELLO:
             raise PeerError("not a raftkv member")
         hello = decode_hello(payload)
@@ -746,4 +756,4 @@ class _Host:
 
     def received(self, message: Message) -> None:
         """Pass it to the member."""
-        self._transport._on_snapshot_received(message)
+        self._transport._on_snapshot(message.source, message)
