@@ -338,7 +338,7 @@ class Transport:
         *,
         member_id: int,
         cluster_id: int,
-        listen: Address,
+        listen: Sequence[Address],
         on_messages: Callable[[int, list[Message]], None],
         on_frame: Callable[[int, int, bytes], None],
         on_unreachable: Callable[[int], None],
@@ -346,6 +346,7 @@ class Transport:
         snapshots: SnapshotStore | None = None,
         snapshot_executor: Executor | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
+        on_ask: Callable[[bytes], bytes] | None = None,
         server_ssl: ssl.SSLContext | None = None,
         client_ssl: ssl.SSLContext | None = None,
     ) -> None:
@@ -355,6 +356,7 @@ class Transport:
         in. `on_unreachable(peer)` is called in a turn of its own, at most once a turn and peer.
         `on_snapshot_received(message)` is called when the file is verified and durable.
         `on_fatal` is told of errors that must end the process: a disk that fails to sync, a bug.
+        `on_ask(question)` answers a newcomer, see `raftkv.server.joining`.
         `snapshot_executor` is the one thread that changes `snapshots`; None: one is made.
         """
         check(member_id > 0, "member ids are positive")
@@ -370,6 +372,7 @@ class Transport:
         self._on_unreachable = on_unreachable
         self._on_snapshot_received = on_snapshot_received
         self._on_fatal = on_fatal
+        self._on_ask = on_ask
         self._snapshots = snapshots
         self._own_executor = snapshot_executor is None
         self._intake_executor = snapshot_executor or ThreadPoolExecutor(
@@ -656,6 +659,10 @@ class Transport:
                 self._say_once(f"a dialler from {host} was refused", str(link.error))
 
     def _greet(self, link: PeerLink, kind: int, payload: bytes) -> None:
+        if kind == FrameKind.ASK and self._on_ask is not None:
+            link.send(FrameKind.MEMBERS, self._on_ask(payload))
+            link.hang_up()
+            return
         if kind != FrameKind.HELLO:
             raise PeerError("not a raftkv member")
         hello = decode_hello(payload)
