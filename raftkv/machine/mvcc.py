@@ -59,8 +59,7 @@ def record_at(reader: TableReader, newest: bytes, revision: int) -> bytes | None
         return None
     older = reader.scan_reverse(VERSIONS, key_id, key_id + U64.pack(revision + 1))
     for name, value in older:
-        if _mod_of(value, 4)[0] <= revision:
-            return None
+        check(_mod_of(value, 4)[0] > revision, "versions of a key have no gap", name=name)
         record = reader.get(HISTORY, name[12:] + value[:4])
         check(record is not None, "a kept version is in history", key_id=key_id, name=name)
         return None if record is None or record[0] == DELETE else record

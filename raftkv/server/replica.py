@@ -242,9 +242,7 @@ class Replica:
         if self._refusing is not None:
             self._answer(done, self._refusing)
             return
-        sequence = self.pending.register(
-            [done], self._around.now_ms() + self._request_timeout_ms
-        )
+        sequence = self.pending.register([done], self._around.now_ms() + self._request_timeout_ms)
         context = msgpack.packb([self.member_id, self.boot, sequence, attributes])
         change = ConfigChange(change.changes, context)
         try:
@@ -499,9 +497,7 @@ class Replica:
                         member_id=member_id,
                     )
             elif member_id in voters or member_id in learners:
-                raise MemberExists(
-                    f"member {member_id:016x} exists already", member_id=member_id
-                )
+                raise MemberExists(f"member {member_id:016x} exists already", member_id=member_id)
             elif attributes:
                 wanted = set(attributes[2])
                 for other in known.values():
@@ -544,9 +540,7 @@ class Replica:
         origin = boot = sequence = 0
         if change.context:
             origin, boot, sequence, attributes = msgpack.unpackb(change.context)
-        applied = self.machine.apply_config(
-            entry.index, entry.term, _conf_fields(conf), attributes
-        )
+        applied = self.machine.apply_config(entry.index, entry.term, _conf_fields(conf), attributes)
         self.pending.committed(entry.index, entry.term)
         if origin == self.member_id and boot == self.boot:
             self.pending.resolve(sequence, applied.results)
