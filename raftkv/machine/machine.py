@@ -112,17 +112,23 @@ class Machine:
 
     # -- applying -------------------------------------------------------------------------------
 
-    def bootstrap(self, conf: bytes, members: Iterable[MemberInfo]) -> None:
+    def bootstrap(self, index: int, term: int, conf: bytes, members: Iterable[MemberInfo]) -> None:
         """Record the first configuration of a new cluster, alike on all its members.
 
-        Only before any entry is applied; not covered by the hash.
+        Only before anything is applied. It stands for the log up to `index`, which no member
+        ever has as entries: a cluster's log begins with this state as its snapshot.
         """
         check(self.applied_index == 0, "a store is bootstrapped once", index=self.applied_index)
         with self._tables.write() as writer:
             draft = Draft(writer, self._state, self._alarms)
+            draft.state.applied_index = index - 1
+            draft.begin_entry(index, term)
             change_members(draft, conf, MemberChange(add=tuple(members)))
+            draft.end_entry()
             draft.save()
+        self._adopt(draft)
         self.conf = conf
+        self._remember_hash(index, draft.state.hash)
 
     def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Applied]:
         """Apply (index, term, data) in order, all in one write transaction.
