@@ -74,7 +74,7 @@ def test_grouping_does_not_matter(seed: int) -> None:
     """One entry a call or many; equal results, events, hash and tables, byte for byte."""
     rng = random.Random(seed)
     one = Driver()
-    one.machine.bootstrap(b"conf", [MemberInfo(1, "m", (), (), False)])
+    one.machine.bootstrap(1, 1, b"conf", [MemberInfo(1, "m", (), (), False)])
     commands = some_commands(seed, 300)
     outcomes = []
     while commands:
@@ -84,7 +84,7 @@ def test_grouping_does_not_matter(seed: int) -> None:
         del commands[:size]
     for most in (3, 50, 1_000):
         other = Driver()
-        other.machine.bootstrap(b"conf", [MemberInfo(1, "m", (), (), False)])
+        other.machine.bootstrap(1, 1, b"conf", [MemberInfo(1, "m", (), (), False)])
         at = 0
         seen = []
         while at < len(one.log):
@@ -98,7 +98,7 @@ def test_grouping_does_not_matter(seed: int) -> None:
             assert (mine.events, mine.leases, mine.index) == (
                 theirs.events, theirs.leases, theirs.index,
             )  # fmt: skip
-        for index in range(len(one.log) + 1):
+        for index in range(len(one.log) + 2):
             assert one.machine.hash_at(index) == other.machine.hash_at(index)
 
 
@@ -529,12 +529,16 @@ def member(member_id: int, name: str = "", learner: bool = False, port: int = 0)
 def test_members_follow_configuration_entries() -> None:
     driver = Driver()
     machine = driver.machine
-    machine.bootstrap(b"conf0", [member(1, "one"), member(2, "two")])
+    machine.bootstrap(1, 1, b"conf0", [member(1, "one"), member(2, "two")])
     assert machine.conf == b"conf0"
     assert machine.members() == [member(1, "one"), member(2, "two")]
+    assert (machine.applied_index, machine.applied_term, machine.revision) == (1, 1, 1)
+    assert machine.hash_at(1) == machine.state_hash
+    assert Machine(driver.tables).state_hash == machine.state_hash
     with pytest.raises(InvariantViolation):
         machine.apply_config(1, 1, b"conf1", None)
-        machine.bootstrap(b"again", [])
+    with pytest.raises(InvariantViolation):
+        machine.bootstrap(1, 1, b"again", [])
     change = MemberChange(add=(member(3, "three"),), learners=(3,))
     applied = machine.apply_config(2, 1, b"conf2", change)
     (result,) = applied.results
@@ -550,7 +554,7 @@ def test_members_follow_configuration_entries() -> None:
 
 def test_a_member_changes_its_attributes() -> None:
     driver = Driver()
-    driver.machine.bootstrap(b"", [member(1), member(2)])
+    driver.machine.bootstrap(1, 1, b"", [member(1), member(2)])
     result = driver.ok(c.member_update(2, name="two", client_urls=["http://new"]))
     assert driver.machine.members()[1] == MemberInfo(
         2, "two", ("http://h:2",), ("http://new",), False
@@ -609,7 +613,7 @@ def test_a_full_store_refuses_what_grows_it() -> None:
 
 def test_a_corrupt_cluster_refuses_every_change() -> None:
     driver = Driver()
-    driver.machine.bootstrap(b"", [member(1)])
+    driver.machine.bootstrap(1, 1, b"", [member(1)])
     driver.ok(c.put(b"k", b"v"))
     driver.ok(c.alarm(2, 1, True))
     for command in (
@@ -632,9 +636,9 @@ def test_a_corrupt_cluster_refuses_every_change() -> None:
 
 def test_alarms_of_a_removed_member_go_with_it() -> None:
     driver = Driver()
-    driver.machine.bootstrap(b"", [member(1), member(2)])
+    driver.machine.bootstrap(1, 1, b"", [member(1), member(2)])
     driver.ok(c.alarm(1, 1, True))
     driver.ok(c.alarm(2, 2, True))
-    driver.machine.apply_config(3, 1, b"", MemberChange(remove=(2,)))
+    driver.machine.apply_config(4, 1, b"", MemberChange(remove=(2,)))
     assert driver.machine.alarms == {(1, 1)}
     assert Machine(driver.tables).alarms == {(1, 1)}

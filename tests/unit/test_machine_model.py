@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -29,6 +30,9 @@ from raftkv.errors import (
 )
 from raftkv.machine import commands as c
 from raftkv.machine.machine import Machine
+from raftkv.storage.backend import Backend
+from raftkv.storage.lmdb_backend import LmdbBackend
+from raftkv.storage.memory_backend import MemoryBackend
 from tests.unit.machine_support import Driver, MemoryTables
 
 KEYS = [b"a", b"aa", b"ab", b"b", b"b\0", b"c" * 200, b"\xff", b"\xff\xff"]
@@ -241,8 +245,8 @@ operations = st.recursive(st.one_of(puts, deletes, ranges), txns, max_leaves=8)
 
 class MachineAgainstModel(RuleBasedStateMachine):
     @initialize()
-    def start(self) -> None:
-        self.driver = Driver()
+    def start(self, tables: Any = None) -> None:
+        self.driver = Driver(tables)
         self.model = Model()
         self.twin = Machine(MemoryTables())
 
@@ -494,10 +498,10 @@ def test_machine_agrees_with_the_model() -> None:
 class Walk:
     """The same rules in long random walks, where writes are frequent and histories deep."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, tables: Any = None) -> None:
         self.random = random.Random(seed)
         self.system = MachineAgainstModel()
-        self.system.start()
+        self.system.start(tables)
 
     def put(self) -> Any:
         r = self.random
@@ -576,3 +580,15 @@ def test_long_walks(seed: int) -> None:
     for _ in range(400):
         walk.step()
     assert walk.system.model.revision > 100
+
+
+@pytest.mark.parametrize("seed", range(100, 103))
+@pytest.mark.parametrize("kind", ["memory", "lmdb"])
+def test_walks_over_the_tables_of_a_member(kind: str, seed: int, tmp_path: Path) -> None:
+    tables: Backend = MemoryBackend() if kind == "memory" else LmdbBackend(str(tmp_path / "db"))
+    try:
+        walk = Walk(seed, tables)
+        for _ in range(250):
+            walk.step()
+    finally:
+        tables.close()
