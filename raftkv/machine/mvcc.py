@@ -67,13 +67,10 @@ def record_at(reader: TableReader, newest: bytes, revision: int) -> bytes | None
 
 
 def get(reader: TableReader, keyspace: int, key: bytes, revision: int) -> Record | None:
-    """One key at `revision`; 0: as it is now."""
+    """One key at a revision that passed `check_revision`."""
     raw = reader.get(CURRENT, KEYSPACE[keyspace] + key)
     if raw is not None:
-        if revision:
-            raw = record_at(reader, raw, revision)
-        elif raw[0] == DELETE:
-            return None
+        raw = record_at(reader, raw, revision)
     return None if raw is None else Record(raw)
 
 
