@@ -143,6 +143,9 @@ def test_the_hash_covers_what_the_tables_say() -> None:
         [c.lease_grant(1, 11)],
         [c.lease_grant(1, 10), c.lease_revoke(1)],
         [c.lease_grant(1, 10), c.put(b"k", b"v", lease=1)],
+        # The same key goes, for another reason.
+        [c.lease_grant(1, 10), c.put(b"k", b"v", lease=1), c.lease_revoke(1)],
+        [c.lease_grant(1, 10), c.put(b"k", b"v", lease=1), c.lease_expire([1], 1)],
         [c.alarm(1, 1, True)],
         [c.alarm(2, 1, True)],
         [c.delete(b"nothing")],
@@ -160,7 +163,11 @@ def test_the_hash_covers_what_the_tables_say() -> None:
     machine = Machine(MemoryTables())
     machine.apply_config(1, 1, b"x", MemberChange(add=(MemberInfo(1, "n", (), (), False),)))
     hashes.add(machine.state_hash)
-    assert len(hashes) == len(variants) + 3
+    for index in (5, 6):
+        machine = Machine(MemoryTables())
+        machine.bootstrap(index, 1, b"conf", [])
+        hashes.add(machine.state_hash)
+    assert len(hashes) == len(variants) + 5
 
 
 def test_entries_are_applied_once_and_in_order() -> None:
