@@ -115,8 +115,8 @@ class LmdbWriter:
         self._layers = backend._layers
 
     def __enter__(self) -> LmdbWriter:
-        self._backend._make_room()
         try:
+            self._backend._make_room()
             self._txn = self._backend._env.begin(write=True)
         except lmdb.Error as error:
             self._backend._raise(error)
@@ -325,7 +325,7 @@ class LmdbBackend:
         used = (self._env.info()["last_pgno"] + 1) * self._page_bytes
         if used + HEADROOM_BYTES > self._allocated:
             self._allocate(used)
-        if used + HEADROOM_BYTES > self._map_bytes and not self._copying:
+        while used + HEADROOM_BYTES > self._map_bytes and not self._copying:
             self._grow()
 
     def _allocate(self, used: int) -> None:
