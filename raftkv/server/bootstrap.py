@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from raftkv.consensus.types import ConfState, SnapshotMeta
-from raftkv.errors import ConfigError
-from raftkv.server.config import ServerConfig, split_initial_cluster
+from raftkv.server.config import ServerConfig
 
 FIRST_INDEX = 1
 FIRST_TERM = 1
@@ -48,29 +47,6 @@ def id_of(*parts: str) -> int:
     return (int.from_bytes(digest, "big") >> 1) or 1
 
 
-def initial_members(config: ServerConfig) -> dict[str, tuple[str, ...]]:
-    """Peer URLs by name as configured; this member alone when nothing was said.
-
-    Raises ConfigError when this member is not in the list or stands there with other addresses.
-    """
-    own_urls = config.advertised_peer_urls
-    if not config.initial_cluster:
-        return {config.name: own_urls}
-    members = split_initial_cluster(config.initial_cluster)
-    if config.name not in members:
-        raise ConfigError(
-            f"--initial-cluster does not name this member, {config.name!r}; "
-            f"it names {', '.join(members)}"
-        )
-    if set(members[config.name]) != set(own_urls):
-        raise ConfigError(
-            f"--initial-cluster gives {config.name!r} the peer URLs "
-            f"{', '.join(members[config.name])}, but --initial-advertise-peer-urls says "
-            f"{', '.join(own_urls)}; make them equal"
-        )
-    return members
-
-
 def found(config: ServerConfig) -> Founding:
     """The cluster that `config` describes, as all its first members compute it."""
     token = config.initial_cluster_token
@@ -78,7 +54,7 @@ def found(config: ServerConfig) -> Founding:
         sorted(
             (
                 FoundingMember(id_of("member", token, *sorted(urls)), name, tuple(urls))
-                for name, urls in initial_members(config).items()
+                for name, urls in config.founding_members.items()
             ),
             key=lambda member: member.member_id,
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 
-from raftkv.consensus.codec import decode_change, encode_change
+from raftkv.consensus.codec import decode_change, encode_conf
 from raftkv.consensus.types import (
     NO_MEMBER,
     ChangeKind,
@@ -37,6 +37,7 @@ from raftkv.consensus.types import (
 from raftkv.errors import (
     ChangeRefused,
     Corrupt,
+    DiskFullError,
     LeaseNotFound,
     MemberExists,
     MemberNotFound,
@@ -60,19 +61,21 @@ from raftkv.limits import (
     VOTERS_MAX,
 )
 from raftkv.machine import commands
+from raftkv.machine.cluster import MemberChange, MemberInfo
 from raftkv.machine.results import Applied
-from raftkv.server.frames import ShellFrame
 from raftkv.server.hash_checks import HashChecks
 from raftkv.server.lessor import Lessor
 from raftkv.server.pending import Pending
 from raftkv.server.read_queue import ReadQueue, read_timed_out
+from raftkv.server.shell_frames import ShellFrame
 from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
-from raftkv.server.watch import WatchHub
+from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
     from raftkv.machine.machine import Machine
-    from raftkv.storage.wal import WalLog, WriteReceipt
+    from raftkv.storage.wal import WriteReceipt
+    from raftkv.storage.wallog import WalLog
 
 BATCH_COMMAND_BYTES_MAX = BATCH_BYTES_MAX - 256
 """Bytes of commands in one batch; the rest is for its head."""
@@ -110,7 +113,8 @@ class Surroundings(Protocol):
         """Make a write durable, in order; then `written()`."""
 
     def install(self, meta: SnapshotMeta) -> None:
-        """Replace the machine's tables by the received image of `meta` and reload it."""
+        """Replace the machine's tables by the received image of `meta`, reload the machine, then
+        call `installed(meta)`. Nothing is applied meanwhile."""
 
     def members_changed(self) -> None:
         """The members' ids or addresses changed; see `machine.members`."""
@@ -133,6 +137,7 @@ class Replica:
         surroundings: Surroundings,
         stats: StoreStats,
         request_timeout_ms: int,
+        watches_max: int,
     ) -> None:
         self.member_id = member_id
         self.boot = boot
@@ -140,7 +145,7 @@ class Replica:
         self.log = log
         self.machine = machine
         self.stats = stats
-        self.hub = WatchHub(machine)
+        self.hub = WatchHub(machine, wake=self._wake, watches_max=watches_max)
         self.pending = Pending()
         self.reads = ReadQueue(boot)
         self.lessor = Lessor()
@@ -163,7 +168,9 @@ class Replica:
         self._refusing: Refused | None = None
         self._removed = False
         self._hash_sent = 0
+        self._apply_blocked = False
         self.corrupt = False
+        """This member's state was found to differ from the others'; it serves no more."""
 
     # -- what doors call ---------------------------------------------------------------------
 
@@ -220,6 +227,12 @@ class Replica:
         if not self._awake:
             self._wake()
 
+    def watch(self, spec: WatchSpec, sink: WatchSink) -> Watch:
+        """See `Store.watch`."""
+        if self._refusing is not None:
+            raise self._refusing
+        return self.hub.add(spec, sink)
+
     def lease_time(self, lease: int, done: Done) -> None:
         """See `Store.lease_time`."""
         if self._refusing is not None:
@@ -236,8 +249,8 @@ class Replica:
     def change_members(self, change: ConfigChange, attributes: list[Any], done: Done) -> None:
         """Propose a membership change; `done` gets a `MemberResult` once it is applied here.
 
-        `attributes` is [member_id, name, peer_urls, client_urls, learner], or [member_id] for a
-        removal; they take effect in the same entry as the change.
+        `attributes` is [member_id, name, peer_urls, client_urls, learner] of a new member, or
+        [member_id]; they take effect in the same entry as the change.
         """
         if self._refusing is not None:
             self._answer(done, self._refusing)
@@ -265,6 +278,7 @@ class Replica:
         if stalled_ms:
             self.stats.stalls += 1
             self.lessor.stalled(stalled_ms)
+        self._apply_blocked = False
         self.node.tick()
         self.stats.proposals_failed += self.pending.expire(now_ms)
         self.reads.expire(now_ms, ROUND_ABANDON_MS, read_timed_out())
@@ -489,7 +503,7 @@ class Replica:
                 learners.discard(member_id)
                 continue
             if member_id in learners and kind is ChangeKind.ADD_VOTER:
-                match = status.progress[member_id].match_index
+                match = status.peers[member_id].match
                 if match * 10 < self.node.commit_index * 9:
                     raise ChangeRefused(
                         f"member {member_id:016x} has {match} of {self.node.commit_index} "
@@ -498,7 +512,7 @@ class Replica:
                     )
             elif member_id in voters or member_id in learners:
                 raise MemberExists(f"member {member_id:016x} exists already", member_id=member_id)
-            elif attributes:
+            elif len(attributes) > 1:
                 wanted = set(attributes[2])
                 for other in known.values():
                     if wanted & set(other.peer_urls):
@@ -520,12 +534,12 @@ class Replica:
             raise ChangeRefused(
                 f"a cluster has at most {LEARNERS_MAX} learners", limit=LEARNERS_MAX
             )
-        progress = self.node.status().progress
+        peers = self.node.status().peers
         before = set(self.node.conf.voters)
         reachable = sum(
             1
             for voter in voters
-            if voter == self.member_id or (voter in progress and progress[voter].recent_active)
+            if voter == self.member_id or (voter in peers and peers[voter].recent_active)
         )
         if len(voters) < len(before) and reachable * 2 <= len(voters):
             raise ChangeRefused(
@@ -540,7 +554,9 @@ class Replica:
         origin = boot = sequence = 0
         if change.context:
             origin, boot, sequence, attributes = msgpack.unpackb(change.context)
-        applied = self.machine.apply_config(entry.index, entry.term, _conf_fields(conf), attributes)
+        applied = self.machine.apply_config(
+            entry.index, entry.term, encode_conf(conf), _member_change(change, conf, attributes)
+        )
         self.pending.committed(entry.index, entry.term)
         if origin == self.member_id and boot == self.boot:
             self.pending.resolve(sequence, applied.results)
@@ -692,7 +708,7 @@ class Replica:
             return
         self.corrupt = True
         self.propose(
-            commands.alarm(commands.ALARM_CORRUPT, self.member_id, True), lambda result: None
+            commands.alarm(commands.AlarmKind.CORRUPT, self.member_id, True), lambda result: None
         )
         self._propose_gathered()
         self.stop_serving(
@@ -708,7 +724,12 @@ class Replica:
 
     def _can_apply(self) -> bool:
         queue = self._committed
-        return bool(queue) and not self._installing and queue[0].index <= self.log.last_index()
+        return (
+            bool(queue)
+            and not self._installing
+            and not self._apply_blocked
+            and queue[0].index <= self.log.last_index()
+        )
 
     # -- carrying out Ready ------------------------------------------------------------------------
 
@@ -744,7 +765,8 @@ class Replica:
                     refusal.context, NoLeader("no leader is known; try again shortly")
                 )
             else:
-                self._tell_refused(refusal.entry, "no leader")
+                entry = Entry(0, 0, refusal.entry_kind, refusal.context)
+                self._tell_refused(entry, "no leader")
 
     def _role_changed(self, role: Role, leader: int) -> None:
         if leader not in (NO_MEMBER, self._leader_seen):
@@ -753,36 +775,39 @@ class Replica:
         if role is Role.LEADER:
             if not self.lessor.leading or self._term_led != self.node.term:
                 self._term_led = self.node.term
-                self.lessor.promote(self.machine.lease_ttls(), self._around.now_ms())
+                leases = [(lease.lease, lease.ttl_seconds) for lease in self.machine.leases()]
+                self.lessor.promote(leases, self._around.now_ms())
         elif self.lessor.leading:
             self.lessor.demote()
 
     def _apply_committed(self) -> None:
         queue = self._committed
+        if queue[0].kind is EntryKind.CONFIG:
+            self._apply_config(queue[0])
+            self._applied_up_to(queue.popleft().index)
+            return
         batch: list[tuple[int, int, bytes]] = []
         size = 0
         # What is not durable here waits, though committed: a restart must not find the tables
         # ahead of the log.
         durable = self.log.last_index()
-        while (
-            queue
-            and queue[0].index <= durable
-            and len(batch) < APPLY_ENTRIES_PER_TURN
-            and size < APPLY_BYTES_PER_TURN
-        ):
-            if queue[0].kind is EntryKind.CONFIG:
-                if not batch:
-                    entry = queue.popleft()
-                    self._apply_config(entry)
-                    self._applied_up_to(entry.index)
+        for entry in queue:
+            if entry.index > durable or entry.kind is EntryKind.CONFIG:
                 break
-            entry = queue.popleft()
             batch.append((entry.index, entry.term, entry.data))
             size += len(entry.data)
-        if not batch:
+            if len(batch) >= APPLY_ENTRIES_PER_TURN or size >= APPLY_BYTES_PER_TURN:
+                break
+        try:
+            applied_entries = self.machine.apply(batch)
+        except DiskFullError:
+            # Nothing was applied; the next tick tries again. The log keeps what is committed.
+            self._apply_blocked = True
             return
+        for _ in batch:
+            queue.popleft()
         events = []
-        for applied in self.machine.apply(batch):
+        for applied in applied_entries:
             self._resolve(applied)
             events.extend(applied.events)
         if events:
@@ -808,52 +833,40 @@ class Replica:
         self._compare_kept_hashes()
 
     def _install(self, meta: SnapshotMeta) -> None:
-        """A received snapshot is durable: the machine jumps to it."""
-        self._installing -= 1
+        """A received snapshot is durable: the machine is to jump to it."""
         if meta.index > self.machine.applied_index:
             self._committed.clear()
             self._around.install(meta)
-            check(
-                self.machine.applied_index == meta.index,
-                "the installed image stands at the snapshot's index",
-                machine=self.machine.applied_index,
-                snapshot=meta.index,
-            )
-            self.stats.snapshots_installed += 1
-            self.hashes.reset()
-            self.pending.jumped(meta.index)
-            self.hub.reset_after_install()
-            self._around.members_changed()
-        self._applied_up_to(self.machine.applied_index)
+        else:
+            self._installing -= 1
+            self._applied_up_to(self.machine.applied_index)
 
-
-def _conf_fields(conf: ConfState) -> bytes:
-    return bytes(
-        msgpack.packb(
-            [
-                conf.voters,
-                conf.learners,
-                conf.voters_outgoing,
-                conf.learners_next,
-                conf.auto_leave,
-            ]
+    def installed(self, meta: SnapshotMeta) -> None:
+        """What `Surroundings.install` was asked for is done; the machine stands at `meta`."""
+        self._installing -= 1
+        check(
+            self.machine.applied_index == meta.index,
+            "the installed image stands at the snapshot's index",
+            machine=self.machine.applied_index,
+            snapshot=meta.index,
         )
-    )
+        self.stats.snapshots_installed += 1
+        self.hashes.reset()
+        self.pending.jumped(meta.index)
+        self.hub.reset_after_install()
+        self._around.members_changed()
+        self._applied_up_to(meta.index)
+        self._wake()
 
 
-def decode_conf(data: bytes) -> ConfState:
-    """The `ConfState` that the machine keeps; none at all when there is none yet."""
-    if not data:
-        return ConfState()
-    voters, learners, outgoing, learners_next, auto_leave = msgpack.unpackb(data)
-    return ConfState(
-        tuple(voters), tuple(learners), tuple(outgoing), tuple(learners_next), auto_leave
-    )
-
-
-def encode_conf(conf: ConfState) -> bytes:
-    """The form in which the machine keeps a `ConfState`."""
-    return _conf_fields(conf)
+def _member_change(change: ConfigChange, conf: ConfState, attributes: list[Any]) -> MemberChange:
+    """What a membership entry does to the table of members."""
+    removed = tuple(member for kind, member in change.changes if kind is ChangeKind.REMOVE)
+    added: tuple[MemberInfo, ...] = ()
+    if len(attributes) > 1:
+        member_id, name, peer_urls, client_urls, learner = attributes
+        added = (MemberInfo(member_id, name, tuple(peer_urls), tuple(client_urls), learner),)
+    return MemberChange(added, removed, conf.learners)
 
 
 def _refusal(reason: str) -> Refused:

@@ -175,6 +175,33 @@ class LmdbWriter:
         return overflow.scan_reverse(self._txn, self._dbs[table], self._layers, start, end)
 
 
+class LmdbImage:
+    """`Image` over one read transaction."""
+
+    __slots__ = ("_backend", "_env", "_txn")
+
+    def __init__(self, backend: LmdbBackend, env: lmdb.Environment) -> None:
+        self._backend = backend
+        self._env = env
+        self._txn = env.begin()
+
+    def copy_to(self, path: str, offset: int = 0) -> None:
+        """See `Image.copy_to`. A compacting copy, without the interpreter's lock."""
+        try:
+            with mapped("copy the tables to", path):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    os.lseek(descriptor, offset, os.SEEK_SET)
+                    self._env.copyfd(descriptor, compact=True, txn=self._txn)
+                except lmdb.Error as error:
+                    self._backend._raise(error)
+                finally:
+                    os.close(descriptor)
+        finally:
+            self._txn.abort()
+            self._backend._copying -= 1
+
+
 class LmdbBackend:
     """`Backend` over one LMDB environment in the folder `path`.
 
@@ -249,33 +276,19 @@ class LmdbBackend:
         with LmdbReader(self._env, self._dbs, self._layers) as reader:
             return reader.get(table, key)
 
-    def copy_to(self, path: str, offset: int = 0) -> None:
-        """See `Backend.copy_to`. A compacting copy, without the interpreter's lock.
+    def pin(self) -> LmdbImage:
+        """See `Backend.pin`. Pins every page freed from now on until the copy is made, so the
+        file may grow by what is written meanwhile."""
+        self._copying += 1
+        return LmdbImage(self, self._env)
 
-        Its read transaction pins every page freed while it runs, so the file may grow by what is
-        written meanwhile.
-        """
-        with mapped("copy the tables to", path):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.lseek(descriptor, offset, os.SEEK_SET)
-                self._copying += 1
-                self._env.copyfd(descriptor, compact=True)
-            except lmdb.Error as error:
-                self._raise(error)
-            finally:
-                self._copying -= 1
-                os.close(descriptor)
-
-    def replace_from(self, path: str, offset: int, size: int) -> None:
-        """See `Backend.replace_from`. No view may be open. The image is durable afterwards."""
-        check(not self._copying, "tables are not replaced while they are copied")
+    def stage(self, path: str, offset: int, size: int) -> None:
+        """See `Backend.stage`. The staged copy is durable."""
         source = self._disk.open(path)
         try:
             if source.read(offset + _MAGIC_OFFSET, len(_MAGIC)) != _MAGIC:
                 raise FormatError(f"{path}: offset {offset}: no image of tables", path=path)
-            temporary = join(self._path, INSTALL_NAME)
-            target = self._disk.open(temporary, create=True)
+            target = self._disk.open(join(self._path, INSTALL_NAME), create=True)
             try:
                 copy_range(source, offset, size, target, 0)
                 target.sync()
@@ -283,9 +296,13 @@ class LmdbBackend:
                 target.close()
         finally:
             source.close()
+
+    def install(self) -> None:
+        """See `Backend.install`."""
+        check(not self._copying, "tables are not replaced while they are copied")
         self._close()
         try:
-            self._disk.rename(temporary, join(self._path, DATA_NAME))
+            self._disk.rename(join(self._path, INSTALL_NAME), join(self._path, DATA_NAME))
             self._disk.sync_directory(self._path)
         finally:
             self._open()

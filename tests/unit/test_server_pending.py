@@ -89,4 +89,3 @@ def test_closing_leaves_nobody_waiting() -> None:
     pending.close()
     assert len(told) == 4 and all(isinstance(error, OutcomeUnknown) for error in told)
     assert len(pending) == 0
-
