@@ -218,7 +218,9 @@ def _replay_snapshot(state: ScanState, segment: Segment, data: bytes, flags: int
     recovered = state.recovered
     meta = decode_meta(data)
     recovered.snapshot = meta
-    if flags & INSTALL or meta.index > recovered.index.last_index:
+    # A marker says nothing about where the log begins: frames before this segment may be gone,
+    # and the entries that follow may be the oldest ones left. `_settle` weighs it at the end.
+    if flags & INSTALL:
         recovered.index.reset(meta.index, meta.term)
         for older in recovered.segments:
             older.live_last = 0

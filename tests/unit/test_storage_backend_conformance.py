@@ -200,12 +200,13 @@ def test_an_image_carries_the_whole_state(kind: str, tmp_path: Path) -> None:
     fill(two, {b"old": b"state"})
     image = tmp_path / "image"
     image.write_bytes(b"header")
-    one.copy_to(str(image), 4096)
+    one.pin().copy_to(str(image), 4096)
     size = image.stat().st_size - 4096
     with image.open("ab") as file:
         file.write(b"footer")
     fill(one, {b"later": b"not in the image"})
-    two.replace_from(str(image), 4096, size)
+    two.stage(str(image), 4096, size)
+    two.install()
     assert rows(two) == sorted(content.items())
     assert rows(two, 9) == [(b"other", b"table")]
     assert image.read_bytes()[:6] == b"header"
@@ -221,7 +222,7 @@ def test_what_is_no_image_changes_nothing(kind: str, tmp_path: Path) -> None:
     fill(backend, {b"a": b"1"})
     (tmp_path / "image").write_bytes(bytes(10_000))
     with pytest.raises(FormatError, match="no image"):
-        backend.replace_from(str(tmp_path / "image"), 0, 10_000)
+        backend.stage(str(tmp_path / "image"), 0, 10_000)
     assert rows(backend) == [(b"a", b"1")]
     backend.close()
 
@@ -269,20 +270,21 @@ def test_the_twin_refuses_damaged_images(tmp_path: Path) -> None:
     backend = MemoryBackend()
     fill(backend, {b"key": b"value"})
     image = tmp_path / "image"
-    backend.copy_to(str(image))
+    backend.pin().copy_to(str(image))
     good = image.read_bytes()
     for data in (good[:-1], good[:12], good[:8] + b"\xff" + good[9:]):
         image.write_bytes(data)
         with pytest.raises(CorruptionError):
-            backend.replace_from(str(image), 0, len(good))
+            backend.stage(str(image), 0, len(good))
     assert rows(backend) == [(b"key", b"value")]
 
 
 def test_the_twin_writes_large_images_in_pieces(tmp_path: Path) -> None:
     one, two = MemoryBackend(), MemoryBackend()
     fill(one, {b"%d" % index: bytes(300_000) for index in range(12)})
-    one.copy_to(str(tmp_path / "image"), 100)
-    two.replace_from(str(tmp_path / "image"), 100, (tmp_path / "image").stat().st_size - 100)
+    one.pin().copy_to(str(tmp_path / "image"), 100)
+    two.stage(str(tmp_path / "image"), 100, (tmp_path / "image").stat().st_size - 100)
+    two.install()
     assert rows(one) == rows(two)
 
 
@@ -359,9 +361,10 @@ class BackendModel(RuleBasedStateMachine):
     @rule()
     def image(self) -> None:
         path = str(self.path / "image")
-        self.backend.copy_to(path, 0)
+        self.backend.pin().copy_to(path, 0)
         fresh = make(self.kind, self.path / "other")
-        fresh.replace_from(path, 0, Path(path).stat().st_size)
+        fresh.stage(path, 0, Path(path).stat().st_size)
+        fresh.install()
         for table in range(3):
             assert rows(fresh, table) == sorted(self.model[table].items())
         fresh.close()

@@ -96,7 +96,7 @@ def test_a_copy_is_consistent_beside_writes(tmp_path: Path) -> None:
         for index in range(20_000):
             change.put(1, b"%06d" % index, b"0" * 200)
     image = tmp_path / "image"
-    copier = threading.Thread(target=backend.copy_to, args=(str(image), 0))
+    copier = threading.Thread(target=backend.pin().copy_to, args=(str(image), 0))
     copier.start()
     turn = 0
     while copier.is_alive() or turn < 3:
@@ -106,7 +106,8 @@ def test_a_copy_is_consistent_beside_writes(tmp_path: Path) -> None:
                 change.put(1, b"%06d" % index, b"%d" % (turn % 10) * 200)
     copier.join()
     other = LmdbBackend(str(tmp_path / "other"))
-    other.replace_from(str(image), 0, image.stat().st_size)
+    other.stage(str(image), 0, image.stat().st_size)
+    other.install()
     with other.read() as view:
         values = {value for key, value in view.scan(1, b"", None) if int(key) % 100 == 0}
         assert len(list(view.scan(1, b"", None))) == 20_000
@@ -203,7 +204,7 @@ def test_bad_calls_are_storage_errors(tmp_path: Path) -> None:
     with pytest.raises(StorageError), backend.write() as change:
         change.put(1, b"", b"empty keys do not exist")
     with pytest.raises(StorageError):
-        backend.copy_to(str(tmp_path / "missing" / "image"))
+        backend.pin().copy_to(str(tmp_path / "missing" / "image"))
     with backend.write() as change:
         change.put(1, b"a", b"1")
     backend.sync()

@@ -325,8 +325,12 @@ class WalModel(RuleBasedStateMachine):
             self.state.term,
             self.state.vote,
         )
-        # Segments keep a little more than what was compacted away.
-        assert self.pair.log.first_index() <= self.base.index + 1
+        # Segments keep a little more than what was compacted away, or one entry less when the term
+        # of the entry before went with the segment that held it; never less than the marker needs.
+        first = self.pair.log.first_index()
+        assert first <= max(self.base.index + 1, min(self.base.index + 2, self.mark.index + 1))
+        if first == self.base.index + 2:
+            self.base = SnapshotMeta(first - 1, self.log.pop(first - 1).term)
         self.pair.log.compact(self.base.index)
 
     @invariant()
@@ -341,5 +345,24 @@ class WalModel(RuleBasedStateMachine):
         shutil.rmtree(self.path)
 
 
-WalModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+def test_a_marker_before_the_oldest_entries_left(tmp_path: Path) -> None:
+    """The marker and the entries behind it are in one segment, what it covers was in another.
+
+    Found by the model: the log was refused for a gap that is none.
+    """
+    pair = Pair(tmp_path, segment_bytes=8192)
+    pair.write(entries(1, 6, size=700))
+    pair.wal.mark_snapshot(SnapshotMeta(5, 1, CONF))
+    pair.write(entries(7, 7, size=900))
+    pair.write(entries(6, 6, term=2, size=300))
+    pair.log.compact(5)
+    assert pair.wal.release(5) == 1
+    pair.close()
+    pair = Pair(tmp_path, segment_bytes=8192)
+    assert pair.everything() == entries(6, 6, term=2, size=300)
+    assert (pair.log.first_index(), pair.log.term(5)) == (6, 1)
+    pair.close()
+
+
+WalModel.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestWalModel = WalModel.TestCase
