@@ -151,9 +151,7 @@ class FakeStore:
 
         return handle
 
-    async def _suffer(
-        self, fault: Fault, request: web.Request, body: bytes
-    ) -> web.StreamResponse:
+    async def _suffer(self, fault: Fault, request: web.Request, body: bytes) -> web.StreamResponse:
         if fault.kind in ("reset_after", "hang_after"):
             self._once(request, body)
         if fault.kind.startswith("hang"):
@@ -371,9 +369,7 @@ class FakeStore:
             self.renewed[lease] = self.renewed.get(lease, 0) + 1
             return web.json_response({"lease": lease, "ttl": ttl})
         self.end_lease(lease)
-        return web.json_response(
-            {"lease": lease, "revision": self.revision, "deleted": len(keys)}
-        )
+        return web.json_response({"lease": lease, "revision": self.revision, "deleted": len(keys)})
 
     def end_lease(self, lease: str) -> None:
         """Revoke or expire a lease."""
