@@ -1,0 +1,138 @@
+"""The narrow seam between the doors and a member: propose, read, watch, and ask about the cluster.
+
+Doors (`raftkv.api`) know a store only through `Store`. A `Member` is one; so is `LocalStore`, a
+store without consensus or disk for tests. Calls that take a `done` never block and never raise
+for reasons of the cluster: `done` is called exactly once, on the loop, after the call returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raftkv.errors import RaftkvError
+
+if TYPE_CHECKING:
+    from raftkv.machine.commands import Command
+    from raftkv.machine.machine import Machine
+    from raftkv.server.watch import Watch, WatchSink, WatchSpec
+
+Done = Callable[[Any], None]
+"""Receives a result of `raftkv.machine.results`, or a `Refused` or `OutcomeUnknown` instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAliveResult:
+    """A lease was renewed: it will not expire before `ttl_seconds` from the request's arrival."""
+
+    lease: int
+    ttl_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTime:
+    """What the leader's lease clock says."""
+
+    lease: int
+    ttl_seconds: int
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """One member of the cluster as recorded in the replicated state."""
+
+    member_id: int
+    name: str
+    peer_urls: tuple[str, ...]
+    client_urls: tuple[str, ...]
+    learner: bool
+    leader: bool
+    match_index: int | None = None
+    """Known at the leader only: how far the member's log agrees with the leader's."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStream:
+    """A consistent image of the whole store, to be sent to a client."""
+
+    index: int
+    revision: int
+    size_bytes: int
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(slots=True)
+class StoreStats:
+    """Plain counters that the doors' metrics page reads; the hot path only adds to them."""
+
+    proposals_committed: int = 0
+    proposals_applied: int = 0
+    proposals_failed: int = 0
+    leader_changes: int = 0
+    reads_confirmed: int = 0
+    keep_alives: int = 0
+    leases_expired: int = 0
+    wal_fsyncs: int = 0
+    wal_fsync_seconds: float = 0.0
+    wal_bytes_written: int = 0
+    snapshots_taken: int = 0
+    snapshots_installed: int = 0
+    snapshots_sent: int = 0
+    hash_checks: int = 0
+    stalls: int = 0
+
+
+class Store(Protocol):
+    """What a door may ask of a member."""
+
+    member_id: int
+    cluster_id: int
+    machine: Machine
+    stats: StoreStats
+
+    def stamp(self) -> tuple[int, int, int]:
+        """(revision, term, member id), for the headers of an answer."""
+
+    def propose(self, command: Command, done: Done) -> None:
+        """Replicate `command`; it joins the batch of this turn of the loop."""
+
+    def read_index(self, done: Callable[[RaftkvError | None], None]) -> None:
+        """done(None) once local reads see every write acknowledged before this call."""
+
+    def keep_alive(self, lease: int, done: Done) -> None:
+        """Renew a lease: `KeepAliveResult`, or LeaseNotFound among the refusals."""
+
+    def lease_time(self, lease: int, done: Done) -> None:
+        """`LeaseTime` from the leader's clock, or LeaseNotFound among the refusals."""
+
+    def watch(self, spec: WatchSpec, sink: WatchSink) -> Watch:
+        """Start a watch; raises Refused when there are too many."""
+
+    def status(self) -> dict[str, Any]:
+        """The body of GET /api/status, without the door's own figures."""
+
+    def health(self) -> dict[str, str]:
+        """Reasons why this member is not healthy, by check; empty when all is well.
+
+        Names: "no_leader", "corrupt", "no_space", "learner", "stopping".
+        """
+
+    def members(self) -> list[MemberInfo]:
+        """Members, ordered by id."""
+
+    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+        """Add a member and wait until the change is applied here."""
+
+    async def remove_member(self, member_id: int) -> None:
+        """Remove a member and wait until the change is applied here."""
+
+    async def promote_member(self, member_id: int) -> None:
+        """Make a learner a voter; refused while it lags."""
+
+    async def transfer_leader(self, to: int | None) -> int:
+        """Hand leadership over; to None: to the most advanced follower. The new leader's id."""
+
+    async def snapshot(self) -> SnapshotStream:
+        """A consistent image made beside the traffic."""
