@@ -24,7 +24,7 @@ from raftkv import limits
 from raftkv.api.grpc import frames, header_blocks
 from raftkv.api.grpc.budget import Budget
 from raftkv.api.grpc.frames import ConnectionFault, ErrorCode, Setting, StreamFault
-from raftkv.api.grpc.header_blocks import HeaderBlockError, HeaderDecoder
+from raftkv.api.grpc.header_blocks import Field, Fields, HeaderBlockError, HeaderDecoder
 from raftkv.api.grpc.requests import RequestHead, trailers_fault
 
 _STREAM_WINDOW: Final = limits.HTTP2_STREAM_WINDOW_BYTES
@@ -46,6 +46,7 @@ _SETTINGS_ACK: Final = frames.frame(frames.SETTINGS, frames.ACK, 0)
 _KEEPALIVE_PING: Final = b"raftkvKA"
 _DRAIN_PING: Final = b"raftkvDR"
 _DRAIN_SECONDS: Final = 1.0
+VARYING: Final = b"grpc-timeout"
 _GAPS_KEPT: Final = 16
 _RESET_BY_US: Final = 1
 _RESET_BY_PEER: Final = 2
@@ -59,6 +60,14 @@ class Application(Protocol):
 
         Returns a head (the same, or one of a subclass) whose `opens` is set. The answer is
         remembered, so it must depend on nothing but the head.
+        """
+        ...
+
+    def vary(self, head: RequestHead, field: Field) -> RequestHead | None:
+        """A head that differs from an interpreted one by a field of its own.
+
+        Called for the first field named `VARYING`, which `head` was interpreted without: its
+        value changes with nearly every request of some clients. None: interpret it in full.
         """
         ...
 
@@ -149,6 +158,7 @@ class ServerConnection:
     __slots__ = (
         "_ack_deadline",
         "_application",
+        "_by_fields",
         "_chatter",
         "_continued",
         "_continued_bytes",
@@ -245,6 +255,7 @@ class ServerConnection:
             limits.HTTP2_HEADER_TABLE_BYTES, limits.HTTP2_HEADER_LIST_BYTES_MAX
         )
         self._fixed: dict[bytes, RequestHead] = {}
+        self._by_fields: dict[tuple[Field, ...], RequestHead] = {}
         self._until_change: dict[bytes, RequestHead] = {}
         self._continued: list[bytes] = []
         self._continued_stream = 0
@@ -458,9 +469,11 @@ class ServerConnection:
             fields = decoder.decode(block)
         except HeaderBlockError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from error
-        head = RequestHead(fields, oversized=decoder.oversized)
-        if not head.malformed:
-            head = self._application.interpret(head)
+        head = None if decoder.oversized else self._varied(fields)
+        if head is None:
+            head = RequestHead(fields, oversized=decoder.oversized)
+            if not head.malformed:
+                head = self._application.interpret(head)
         keeps = decoder.keeps
         if keeps == header_blocks.NEVER:
             self._until_change.clear()
@@ -470,6 +483,36 @@ class ServerConnection:
                 memo.clear()
             memo[block] = head
         return head
+
+    def _varied(self, fields: Fields) -> RequestHead | None:
+        """The head of a block that is known but for its deadline: decoded, not interpreted again.
+
+        Clients that send deadlines put a new value into their table with every request, so that
+        no block repeats.
+        """
+        names = [name for name, _ in fields]
+        if VARYING not in names:
+            return None
+        at = names.index(VARYING)
+        field = fields[at]
+        if at + 1 < len(names) and names[at + 1][:1] == b":":
+            return None  # a late pseudo-header field: malformed only because of this one
+        del fields[at]
+        key = tuple(fields)
+        known = self._by_fields.get(key)
+        fields.insert(at, field)
+        if known is None:
+            known = RequestHead(list(key))
+            if known.malformed:
+                return None
+            known = self._application.interpret(known)
+            if len(self._by_fields) >= limits.HTTP2_MEMO_BLOCKS_MAX:
+                self._by_fields.clear()
+            if sum(len(name) + len(value) for name, value in key) <= (
+                limits.HTTP2_MEMO_BLOCK_BYTES_MAX
+            ):
+                self._by_fields[key] = known
+        return self._application.vary(known, field)
 
     def _late_headers(self, stream_id: int, flags: int, head: RequestHead) -> None:
         """HEADERS that open nothing: trailers, or a mistake (sections 5.1, 5.1.1 and 8.1)."""

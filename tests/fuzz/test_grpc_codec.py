@@ -163,6 +163,7 @@ def check_bounds(connection: ServerConnection) -> None:
     assert connection._continued_bytes <= limits.HTTP2_HEADER_BLOCK_BYTES_MAX + 20_000
     assert len(connection._fixed) <= limits.HTTP2_MEMO_BLOCKS_MAX
     assert len(connection._until_change) <= limits.HTTP2_MEMO_BLOCKS_MAX
+    assert len(connection._by_fields) <= limits.HTTP2_MEMO_BLOCKS_MAX
     assert len(connection._reset_streams) <= limits.HTTP2_ENDED_STREAMS_KEPT
     assert len(connection._gaps) <= 16
     assert connection._decoder.table_bytes <= limits.HTTP2_HEADER_TABLE_BYTES
