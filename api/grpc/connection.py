@@ -144,6 +144,7 @@ class Stream:
         connection = self.connection
         if (
             not connection.paused
+            and connection.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
             and connection.held_bytes < limits.CONNECTION_OUTPUT_BYTES_MAX
             and (self.pending is None or len(self.pending) < limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH)
         ):
@@ -173,6 +174,7 @@ class ServerConnection:
         "_greeted",
         "_keepalive_sent",
         "_last_ping",
+        "_over_turn",
         "_paused_at",
         "_refusing",
         "_reset_streams",
@@ -203,6 +205,7 @@ class ServerConnection:
         "send_window",
         "settings_acknowledged",
         "streams",
+        "turn_bytes",
         "waiting",
         "wake",
     )
@@ -243,7 +246,10 @@ class ServerConnection:
         """A DATA frame up to this size may be appended to `out` without asking further, windows
         permitting; 0 while the socket is full or a table size update is due."""
         self.held_bytes = 0
+        self.turn_bytes = 0
+        """Content in `out` that flow control and the socket have not yet slowed down."""
         self._full = False
+        self._over_turn = False
         self._size_update = False
         # What we let the peer send.
         self._credit = _CONNECTION_WINDOW
@@ -290,8 +296,13 @@ class ServerConnection:
             self.scheduled = False
 
     def take_output(self) -> bytes:
-        """Everything to send now, in order; empty when there is nothing."""
+        """Everything to send now, in order; empty when there is nothing.
+
+        Hand it to the socket, then call `flushed`.
+        """
         out = self.out
+        self.scheduled = False
+        self.turn_bytes = 0
         if not out:
             return b""
         self.out = []
@@ -826,8 +837,11 @@ class ServerConnection:
                 self.wake()
 
     def flushed(self) -> None:
-        """The shell has taken the output over; the next output wakes it again."""
-        self.scheduled = False
+        """The output taken is with the socket: go on with what one turn had no room for."""
+        if self._over_turn and not self.paused:
+            self._over_turn = False
+            self._pump_blocked()
+            self._tell_waiting()
 
     def pause(self, now: float) -> None:
         """The socket's buffer is full: data stays here, streams are told to wait."""
@@ -846,6 +860,8 @@ class ServerConnection:
         """Have `stream.drained` called once it is worth sending more."""
         if self.held_bytes >= limits.CONNECTION_OUTPUT_BYTES_MAX:
             self._full = True
+        if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
+            self._over_turn = True
         if not stream.waiting and not stream.ended:
             stream.waiting = True
             self.waiting[stream.stream_id] = stream
@@ -887,7 +903,13 @@ class ServerConnection:
         pending = stream.pending
         size = len(data)
         if pending is None:
-            if size <= self.quick_bytes and size <= stream.window and size <= self.send_window:
+            if (
+                size <= self.quick_bytes
+                and size <= stream.window
+                and size <= self.send_window
+                and self.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
+            ):
+                self.turn_bytes += size
                 stream.window -= size
                 self.send_window -= size
                 self._emit(frames.frame(frames.DATA, 0, stream.stream_id, data))
@@ -936,6 +958,9 @@ class ServerConnection:
             return
         while pending:
             room = min(stream.window, self.send_window, self.frame_max)
+            if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
+                room = 0
+                self._over_turn = True
             if room <= 0 or self.paused:
                 self.blocked[stream.stream_id] = stream
                 break
@@ -945,6 +970,7 @@ class ServerConnection:
             stream.window -= size
             self.send_window -= size
             self.held_bytes -= size
+            self.turn_bytes += size
             self._emit(frames.frame(frames.DATA, 0, stream.stream_id, chunk))
         else:
             stream.pending = None
@@ -967,6 +993,7 @@ class ServerConnection:
         low = limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH // 2
         if (
             not self.paused
+            and self.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
             and self.held_bytes < limits.CONNECTION_OUTPUT_BYTES_MAX
             and (pending is None or len(pending) < low)
         ):

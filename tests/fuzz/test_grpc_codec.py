@@ -225,7 +225,10 @@ def run_case(seed: int, servers: tuple[GrpcServer, Log] | None = None) -> str:
         connection.drain(peer.now)
         connection.tick(peer.now + 2)
     answer_some(rng, log)
-    out += connection.take_output()
+    while turn := connection.take_output():
+        out += turn
+        connection.flushed()
+    check_bounds(connection)
     ended = "accepted"
     for frame in split(out):
         if frame.kind == frames.GOAWAY and not connection.draining:
