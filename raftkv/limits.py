@@ -23,6 +23,8 @@ TXN_NESTING_MAX: Final = 8
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 128
 IDEMPOTENCY_KEYS_MAX: Final = 100_000
 IDEMPOTENCY_KEEP_MS: Final = 10 * 60 * 1000
+IDEMPOTENCY_RESULT_BYTES_MAX: Final = 256 * KIB
+IDEMPOTENCY_BYTES_MAX: Final = 64 * MIB
 PAGE_KEYS_DEFAULT: Final = 1000
 PAGE_KEYS_MAX: Final = 10_000
 PAGE_BYTES_MAX: Final = 8 * MIB
@@ -34,6 +36,7 @@ LEASE_REVOKES_PER_BATCH: Final = 256
 SERVICE_NAME_BYTES_MAX: Final = 255
 SERVICE_TAGS_MAX: Final = 64
 SERVICE_META_MAX: Final = 64
+SERVICE_WEIGHT_MAX: Final = 1_000_000
 SERVICE_RECORD_BYTES_MAX: Final = 64 * KIB
 
 # Consensus and log.
@@ -60,6 +63,19 @@ QUOTA_BYTES_DEFAULT: Final = 8 * GIB
 # Peers.
 PEER_FRAME_BYTES_MAX: Final = 32 * MIB
 PEER_QUEUE_BYTES_MAX: Final = 128 * MIB
+PEER_WRITE_BUFFER_BYTES: Final = 4 * MIB
+PEER_HELLO_BYTES_MAX: Final = 1 * KIB
+PEER_CONNECTIONS_MAX: Final = 256
+PEER_ADDRESSES_MAX: Final = 16
+PEER_DIAL_SECONDS: Final = 2.0
+PEER_HANDSHAKE_SECONDS: Final = 3.0
+PEER_PING_SECONDS: Final = 1.0
+PEER_SILENCE_SECONDS: Final = 10.0
+PEER_BACKOFF_SECONDS_MIN: Final = 0.02
+PEER_BACKOFF_SECONDS_MAX: Final = 1.0
+SNAPSHOT_CHUNKS_INFLIGHT_MAX: Final = 8
+SNAPSHOT_TRANSFERS_MAX: Final = 8
+SNAPSHOT_ATTEMPTS_MAX: Final = 6
 
 # Doors.
 CONNECTIONS_MAX: Final = 20_000
@@ -67,6 +83,16 @@ HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
 HTTP_TARGET_BYTES_MAX: Final = 192 * KIB
 HTTP_PIPELINE_BYTES_MAX: Final = 256 * KIB
+HTTP_PIPELINE_REQUESTS_MAX: Final = 256
+HTTP_BODY_BYTES_MAX: Final = 2 * REQUEST_BYTES_MAX  # base64 and JSON take room
+HTTP_REQUEST_SECONDS: Final = 30
+HTTP_IDLE_SECONDS: Final = 180
+HTTP_LINGER_SECONDS: Final = 2
+HTTP_DRAIN_SECONDS: Final = 10
+HTTP_WAIT_SECONDS_DEFAULT: Final = 60
+HTTP_WAIT_SECONDS_MAX: Final = 600
+HTTP_STREAM_SLICE_KEYS: Final = 500
+HTTP_STREAM_BUFFER_BYTES: Final = 256 * KIB
 CONNECTION_OUTPUT_BYTES_MAX: Final = 32 * MIB
 JSON_NESTING_MAX: Final = 32
 
@@ -105,17 +131,27 @@ WATCHERS_MAX: Final = 100_000
 WATCH_BUFFER_EVENTS_MAX: Final = 10_000
 WATCH_BUFFER_BYTES_MAX: Final = 16 * MIB
 WATCH_HISTORY_BATCH_EVENTS: Final = 1_000
+WATCH_HISTORY_BATCH_BYTES: Final = 4 * MIB
+WATCH_SLICE_WATCHERS_MAX: Final = 1_000
 WATCH_PROGRESS_SECONDS: Final = 10
 
 check(KEY_BYTES_MAX < REQUEST_BYTES_MAX, "a key must fit into a request")
 check(REQUEST_BYTES_MAX <= BATCH_BYTES_MAX, "a request must fit into a batch")
+check(
+    IDEMPOTENCY_RESULT_BYTES_MAX * 2 <= IDEMPOTENCY_BYTES_MAX,
+    "several first results must fit under their total",
+)
 check(BATCH_BYTES_MAX * 2 <= WAL_RECORD_BYTES_MAX, "a batch must fit into a log record")
 check(BATCH_BYTES_MAX <= APPEND_BYTES_MAX, "a batch must fit into an append")
 check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a peer frame")
 check(WAL_RECORD_BYTES_MAX * 2 <= WAL_SEGMENT_BYTES, "a segment must hold several records")
 check(APPEND_BYTES_MAX <= INFLIGHT_BYTES_MAX, "an append must fit into the in-flight window")
 check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the uncommitted cap")
+check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
+check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")
+check(REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body")
+check(HTTP_STREAM_BUFFER_BYTES < CONNECTION_OUTPUT_BYTES_MAX, "a slice must fit into the output")
 check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
 check(
     HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES,

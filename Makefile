@@ -1,0 +1,61 @@
+# `make run` and `make test` do all their own set-up; nothing but Python 3.11+ and make is needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+DATA ?= data
+export PYTHONDONTWRITEBYTECODE = 1
+
+.PHONY: help run dev test check lint types imports unit cluster golden coverage docs clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "raftkv needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+run: $(STAMP)  ## a store on 127.0.0.1:2379, data in ./data, until Ctrl-C
+	@$(BIN)/raftkv serve --data-dir $(DATA)/default
+
+dev: $(STAMP)  ## a local cluster of three members, until Ctrl-C
+	@$(BIN)/raftkv dev --members 3
+
+test: $(STAMP)  ## every test, at most ten minutes
+	$(BIN)/python -m pytest
+
+check: lint types imports unit  ## what to run before a commit, under a minute
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports --no-cache
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -x tests/unit tests/paper tests/interaction
+
+cluster: $(STAMP)  ## the tests with real processes only
+	$(BIN)/python -m pytest tests/cluster
+
+golden: $(STAMP)  ## rewrite the interaction traces; commit only what you understand
+	$(BIN)/python -m pytest tests/interaction --rewrite-golden
+
+coverage: $(STAMP)  ## branch coverage of everything
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
+
+clean:  ## remove what the other targets made, except data
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,76 @@
+"""Run one member with its doors until it is told to stop: what `raftkv serve` does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import Callable
+
+from raftkv.api.listener import Listener, start_listeners
+from raftkv.errors import RaftkvError
+from raftkv.server.config import ServerConfig
+from raftkv.server.member import Member
+from raftkv.server.opening import open_member
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+"""How long requests under way may take to finish once the member stops."""
+
+
+def run(config: ServerConfig, on_started: Callable[[Member], None] | None = None) -> None:
+    """Open, serve and close a member; returns after SIGTERM or SIGINT.
+
+    Raises RaftkvError with a sentence for the operator when the member cannot start or go on.
+    """
+    if config.event_loop == "uvloop":
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    else:
+        factory = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(config, on_started))
+
+
+async def serve(config: ServerConfig, on_started: Callable[[Member], None] | None = None) -> None:
+    """See `run`; on a loop that runs already."""
+    loop = asyncio.get_running_loop()
+    opened = await open_member(config)
+    member = Member(config, opened, loop)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    listeners: list[Listener] = []
+    try:
+        await member.start()
+        listeners = await start_listeners(member, config)
+        # What lives now lives for good: the collector need not look at it again, and a sweep of
+        # the youngest objects every 700 of them would cost more than it ever frees.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+        log.info(
+            "serving",
+            extra={
+                "member": f"{member.member_id:016x}",
+                "clients": ",".join(config.listen_client_urls),
+                "peers": ",".join(config.listen_peer_urls),
+                "data": str(config.data_directory),
+            },
+        )
+        if on_started is not None:
+            on_started(member)
+        waiting = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({waiting, member.ended}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not member.ended.done():
+            log.info("stopping")
+    finally:
+        await asyncio.gather(*(listener.close(DRAIN_SECONDS) for listener in listeners))
+        await member.stop()
+    error = member.ended.result()
+    if isinstance(error, RaftkvError):
+        raise error

@@ -1,0 +1,234 @@
+"""The machine's counters, and the draft in which one apply changes them and the tables.
+
+A draft lives inside one write transaction of the tables. Nothing of it is visible, in memory or on
+disk, unless that transaction commits.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgpack
+
+from raftkv.errors import check
+from raftkv.machine.events import Event
+from raftkv.machine.records import (
+    DELETE,
+    HEADER,
+    KEY_ID_AT,
+    KEY_ID_END,
+    KEYSPACES_MAX,
+    MOD_AT,
+    MOD_END,
+    NO_POSITION,
+    POSITION,
+    POSITION_END,
+    PUT,
+    U64,
+    UNTIL,
+    USER_KEYS,
+    put_record,
+    tombstone_record,
+)
+from raftkv.machine.tables import CURRENT, HISTORY, LEASE_KEYS, META, VERSIONS, TableWriter
+
+HASH_BYTES: Final = 16
+STATE_ROW: Final = b"state"
+CONF_ROW: Final = b"conf"
+_STATE: Final = struct.Struct(">QQQQQ16sQQQQ")
+_MARK: Final = struct.Struct(">BBBI")
+_OTHER: Final = 0xFF
+KEYSPACE: Final = tuple(bytes((n,)) for n in range(KEYSPACES_MAX + 1))
+"""Keyspace number -> the prefix of its rows in CURRENT; the next one bounds it above."""
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+@dataclass(slots=True)
+class State:
+    """What is true after the last applied entry, kept in one row beside the data it describes."""
+
+    applied_index: int = 0
+    applied_term: int = 0
+    revision: int = 1
+    compact_revision: int = 0
+    clock_ms: int = 0
+    """Greatest stamp of a leader so far, milliseconds; never goes back."""
+    hash: bytes = bytes(HASH_BYTES)
+    """Chained over every logical change; equal on all members at equal applied index."""
+    keys: int = 0
+    """Live user keys."""
+    once_count: int = 0
+    once_bytes: int = 0
+    once_serial: int = 0
+
+    def pack(self) -> bytes:
+        """The stored form."""
+        return _STATE.pack(
+            self.applied_index, self.applied_term, self.revision, self.compact_revision,
+            self.clock_ms, self.hash, self.keys, self.once_count, self.once_bytes,
+            self.once_serial,
+        )  # fmt: skip
+
+    @classmethod
+    def unpack(cls, row: bytes | None) -> State:
+        """From the stored form; None is an empty store."""
+        return cls() if row is None else cls(*_STATE.unpack(row))
+
+
+class Draft:
+    """One apply under way: the writer, the counters, and what has come of it so far."""
+
+    __slots__ = (
+        "alarms", "append_row", "corrupt", "delete_row", "events", "get", "leases", "no_space",
+        "parts", "put_row", "state", "sub", "term", "writer",
+    )  # fmt: skip
+
+    def __init__(
+        self, writer: TableWriter, state: State, alarms: frozenset[tuple[int, int]]
+    ) -> None:
+        self.writer = writer
+        self.get = writer.get
+        self.put_row = writer.put
+        self.append_row = writer.append
+        self.delete_row = writer.delete
+        self.state = replace(state)
+        self.set_alarms(alarms)
+        self.sub = 0
+        """Writes made so far by the command at hand, all at `state.revision + 1`."""
+        self.term = 0
+        """Term of the entry at hand."""
+        self.events: list[Event] = []
+        self.parts: list[bytes] = []
+        """What the hash of the entry at hand covers."""
+        self.leases: list[tuple[int, int]] = []
+
+    def set_alarms(self, alarms: frozenset[tuple[int, int]]) -> None:
+        """Alarms as (kind, member id)."""
+        self.alarms = alarms
+        self.no_space = any(kind == 1 for kind, _ in alarms)
+        self.corrupt = any(kind == 2 for kind, _ in alarms)
+
+    @property
+    def seen_revision(self) -> int:
+        """The revision of what the command at hand sees, its own writes included."""
+        return self.state.revision + (self.sub > 0)
+
+    # -- keys -----------------------------------------------------------------------------------
+
+    def put(
+        self, keyspace: int, key: bytes, value: bytes, lease: int
+    ) -> tuple[bytes, bytes | None]:
+        """Write a key; its lease exists. Answers (record, record before or None)."""
+        state = self.state
+        main = state.revision + 1
+        sub = self.sub
+        row = KEYSPACE[keyspace] + key
+        old = self.get(CURRENT, row)
+        create = main
+        version = 1
+        old_lease = 0
+        before = None
+        if old is None:
+            key_id = POSITION.pack(main, sub)
+            previous = NO_POSITION
+        else:
+            previous = old[MOD_AT:POSITION_END]
+            key_id = old[KEY_ID_AT:KEY_ID_END]
+            if old[0] == PUT:
+                before = old
+                _, _, _, create, _, _, version, old_lease, _, _, _, _, _ = HEADER.unpack_from(old)
+                version += 1
+            self._supersede(old, key_id, previous, main)
+        record, wire = put_record(
+            keyspace, key, value, lease, create, (main, sub), version, key_id, previous
+        )
+        self.put_row(CURRENT, row, record)
+        self.append_row(HISTORY, POSITION.pack(main, sub), record)
+        if lease != old_lease:
+            if old_lease:
+                self.delete_row(LEASE_KEYS, U64.pack(old_lease) + row)
+            if lease:
+                self.put_row(LEASE_KEYS, U64.pack(lease) + row, b"")
+        if before is None and keyspace == USER_KEYS:
+            state.keys += 1
+        self.parts.append(_MARK.pack(PUT, keyspace, 0, len(wire)))
+        self.parts.append(wire)
+        self.events.append(Event(PUT, keyspace, key, main, sub, record))
+        self.sub = sub + 1
+        return record, before
+
+    def remove(self, row: bytes, old: bytes, cause: int) -> None:
+        """Delete the live record `old`, which stands at CURRENT's `row`."""
+        main = self.state.revision + 1
+        sub = self.sub
+        keyspace = row[0]
+        key = row[1:]
+        previous = old[MOD_AT:POSITION_END]
+        key_id = old[KEY_ID_AT:KEY_ID_END]
+        self._supersede(old, key_id, previous, main)
+        record, wire = tombstone_record(keyspace, key, cause, (main, sub), key_id, previous)
+        self.put_row(CURRENT, row, record)
+        self.append_row(HISTORY, POSITION.pack(main, sub), record)
+        lease = HEADER.unpack_from(old)[7]
+        if lease:
+            self.delete_row(LEASE_KEYS, U64.pack(lease) + row)
+        if keyspace == USER_KEYS:
+            self.state.keys -= 1
+        self.parts.append(_MARK.pack(DELETE, keyspace, cause, len(wire)))
+        self.parts.append(wire)
+        self.events.append(Event(DELETE, keyspace, key, main, sub, record))
+        self.sub = sub + 1
+
+    def _supersede(self, old: bytes, key_id: bytes, previous: bytes, main: int) -> None:
+        mod, old_sub = POSITION.unpack(previous)
+        check(mod < main, "a key changes once a revision", mod=mod, revision=main)
+        self.put_row(VERSIONS, key_id + old[MOD_AT:MOD_END], UNTIL.pack(old_sub, main))
+        if mod < self.state.compact_revision and old[0] == PUT:
+            # Compaction may have left this record in CURRENT only; older reads still need it.
+            self.put_row(HISTORY, previous, old)
+
+    # -- everything else ------------------------------------------------------------------------
+
+    def mark(self, *change: Any) -> None:
+        """Let the hash cover a change that is not of a key."""
+        packed = _pack(change)
+        self.parts.append(_MARK.pack(_OTHER, 0, 0, len(packed)))
+        self.parts.append(packed)
+
+    def end_command(self) -> int:
+        """One revision for all that the command wrote; the store's revision now."""
+        state = self.state
+        if self.sub:
+            state.revision += 1
+            self.sub = 0
+        return state.revision
+
+    def begin_entry(self, index: int, term: int) -> None:
+        """The next entry of the log. A gap or a repeat is a bug of the caller."""
+        state = self.state
+        check(
+            index == state.applied_index + 1 and term >= state.applied_term,
+            "entries are applied once each, in order",
+            index=index, term=term, applied_index=state.applied_index,
+            applied_term=state.applied_term,
+        )  # fmt: skip
+        state.applied_index = index
+        state.applied_term = self.term = term
+        self.events = []
+        self.parts = []
+        self.leases = []
+
+    def end_entry(self) -> None:
+        """Chain the hash over what the entry changed."""
+        state = self.state
+        digest = blake2b(state.hash, digest_size=HASH_BYTES)
+        digest.update(U64.pack(state.applied_index))
+        digest.update(b"".join(self.parts))
+        state.hash = digest.digest()
+
+    def save(self) -> None:
+        """Write the counters; last thing before the transaction ends."""
+        self.put_row(META, STATE_ROW, self.state.pack())

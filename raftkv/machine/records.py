@@ -1,0 +1,198 @@
+"""A stored record: a fixed header and the encoded `mvccpb.KeyValue`, in one bytes object.
+
+The same bytes are the row of CURRENT and of HISTORY; they are never re-encoded, only sliced.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+from raftkv.machine.wire import varint, varint_size
+
+PUT: Final = 0
+DELETE: Final = 1
+"""Kinds of records and events, numbered as in mvccpb.Event."""
+
+CAUSE_REQUEST: Final = 0
+CAUSE_REVOKED: Final = 1
+CAUSE_EXPIRED: Final = 2
+"""Why a key was deleted: somebody asked, its lease was revoked, or its lease expired."""
+
+USER_KEYS: Final = 0
+CATALOG: Final = 1
+KEYSPACES_MAX: Final = 8
+"""Keyspaces share revisions, leases and watches; a range sees only its own."""
+
+# kind, keyspace, cause, create_revision, mod_revision, sub, version, lease,
+# key id (12), position of the previous version (12), key length, value offset, value length
+HEADER: Final = struct.Struct(">BBBQQIQQ12s12sIII")
+HEADER_BYTES: Final = HEADER.size
+MOD_AT: Final = 11
+MOD_END: Final = 19
+POSITION_END: Final = 23
+KEY_ID_AT: Final = 39
+KEY_ID_END: Final = 51
+
+POSITION: Final = struct.Struct(">QI")
+"""(revision, sub): where in history a record was written; the row name of HISTORY."""
+NO_POSITION: Final = bytes(12)
+UNTIL: Final = struct.Struct(">IQ")
+"""Value of VERSIONS: sub of the superseded record, revision that superseded it."""
+U64: Final = struct.Struct(">Q")
+
+
+class Record:
+    """A read-only view of one stored record. Created per answer, never per stored row."""
+
+    __slots__ = ("_fields", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self._fields: tuple[Any, ...] = HEADER.unpack_from(raw)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether this is a tombstone; those are seen in history only."""
+        return bool(self._fields[0])
+
+    @property
+    def keyspace(self) -> int:
+        """The keyspace, see `USER_KEYS` and `CATALOG`."""
+        return self._fields[1]  # type: ignore[no-any-return]
+
+    @property
+    def cause(self) -> int:
+        """Of a tombstone: one of the CAUSE_ numbers."""
+        return self._fields[2]  # type: ignore[no-any-return]
+
+    @property
+    def create_revision(self) -> int:
+        """Revision at which the key came to be, counting from its last deletion."""
+        return self._fields[3]  # type: ignore[no-any-return]
+
+    @property
+    def mod_revision(self) -> int:
+        """Revision of this write."""
+        return self._fields[4]  # type: ignore[no-any-return]
+
+    @property
+    def sub(self) -> int:
+        """Place of this write within its revision, from 0."""
+        return self._fields[5]  # type: ignore[no-any-return]
+
+    @property
+    def version(self) -> int:
+        """Number of writes since the key came to be; 1 for the first."""
+        return self._fields[6]  # type: ignore[no-any-return]
+
+    @property
+    def lease(self) -> int:
+        """The lease the key hangs on; 0 for none."""
+        return self._fields[7]  # type: ignore[no-any-return]
+
+    @property
+    def key(self) -> bytes:
+        """The key, without its keyspace."""
+        length = self._fields[10]
+        start = HEADER_BYTES + 1 + varint_size(length)
+        return self.raw[start : start + length]
+
+    @property
+    def value(self) -> bytes:
+        """The value; empty in answers that left values out."""
+        start = self._fields[11]
+        return self.raw[start : start + self._fields[12]]
+
+    @property
+    def value_bytes(self) -> int:
+        """Length of `value`."""
+        return self._fields[12]  # type: ignore[no-any-return]
+
+    @property
+    def wire(self) -> bytes:
+        """The encoded `mvccpb.KeyValue`."""
+        return self.raw[HEADER_BYTES:]
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when every caller-visible field is: storage positions do not count."""
+        if not isinstance(other, Record):
+            return NotImplemented
+        return self._fields[:3] == other._fields[:3] and self.wire == other.wire
+
+    def __hash__(self) -> int:
+        return hash(self.wire)
+
+    def __repr__(self) -> str:
+        kind = "deleted" if self.deleted else f"value={self.value!r}"
+        return (
+            f"Record({self.key!r} {kind} create={self.create_revision} mod={self.mod_revision} "
+            f"version={self.version} lease={self.lease})"
+        )
+
+
+def without_value(raw: bytes) -> bytes:
+    """The same record with an empty value, for answers that carry keys only."""
+    fields = HEADER.unpack_from(raw)
+    offset, length = fields[11], fields[12]
+    if not length:
+        return raw
+    start = offset - varint_size(length) - 1
+    header = HEADER.pack(*fields[:11], start, 0)
+    return b"".join((header, raw[HEADER_BYTES:start], raw[offset + length :]))
+
+
+def put_record(
+    keyspace: int,
+    key: bytes,
+    value: bytes,
+    lease: int,
+    create: int,
+    position: tuple[int, int],
+    version: int,
+    key_id: bytes,
+    previous: bytes,
+) -> tuple[bytes, bytes]:
+    """A stored put: (record, its wire part)."""
+    mod, sub = position
+    key_length = len(key)
+    value_length = len(value)
+    head = b"".join(
+        (
+            b"\x0a",
+            varint(key_length),
+            key,
+            b"\x10",
+            varint(create),
+            b"\x18",
+            varint(mod),
+            b"\x20",
+            varint(version),
+        )
+    )
+    if value_length:
+        head = b"".join((head, b"\x2a", varint(value_length)))
+    wire = b"".join((head, value, b"\x30", varint(lease))) if lease else head + value
+    header = HEADER.pack(
+        PUT, keyspace, 0, create, mod, sub, version, lease, key_id, previous,
+        key_length, HEADER_BYTES + len(head), value_length,
+    )  # fmt: skip
+    return header + wire, wire
+
+
+def tombstone_record(
+    keyspace: int,
+    key: bytes,
+    cause: int,
+    position: tuple[int, int],
+    key_id: bytes,
+    previous: bytes,
+) -> tuple[bytes, bytes]:
+    """A stored deletion: (record, its wire part, which holds key and mod_revision only)."""
+    mod, sub = position
+    wire = b"".join((b"\x0a", varint(len(key)), key, b"\x18", varint(mod)))
+    header = HEADER.pack(
+        DELETE, keyspace, cause, 0, mod, sub, 0, 0, key_id, previous,
+        len(key), HEADER_BYTES + len(wire), 0,
+    )  # fmt: skip
+    return header + wire, wire

@@ -1,0 +1,179 @@
+"""Transactions: choose branches, check everything that can fail, then act.
+
+All compares, those of nested transactions too, judge the state before the transaction; reads among
+the operations see what the transaction wrote before them. Nothing can fail once the first
+operation runs, so a refused transaction leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from raftkv.errors import KeyNotFound, LeaseNotFound, NoSpace
+from raftkv.machine.commands import (
+    COUNT_ONLY,
+    IGNORE_LEASE,
+    IGNORE_VALUE,
+    KEYS_ONLY,
+    WANT_PREVIOUS,
+    CompareTarget,
+)
+from raftkv.machine.draft import KEYSPACE, Draft
+from raftkv.machine.mvcc import RangeQuery, check_revision, live_rows, read_range
+from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, Record
+from raftkv.machine.results import DeleteResult, PutResult, RangeResult, Result, TxnResult
+from raftkv.machine.tables import CURRENT, LEASES
+
+_PUT, _DELETE, _RANGE, _TXN = 1, 2, 3, 4
+_FIELD: Final = {
+    CompareTarget.VERSION: 6,
+    CompareTarget.CREATE: 3,
+    CompareTarget.MOD: 4,
+    CompareTarget.LEASE: 7,
+}
+_VALUE: Final = int(CompareTarget.VALUE)
+
+
+# ---- single operations, also used by the commands of the same names ----------------------------
+
+
+def check_put(draft: Draft, keyspace: int, key: bytes, lease: int, flags: int) -> None:
+    """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound."""
+    if draft.no_space:
+        raise NoSpace("the store is full: delete or compact, then clear the alarm")
+    if lease and draft.get(LEASES, U64.pack(lease)) is None:
+        raise LeaseNotFound("no such lease", lease=lease)
+    if flags & (IGNORE_VALUE | IGNORE_LEASE):
+        old = draft.get(CURRENT, KEYSPACE[keyspace] + key)
+        if old is None or old[0] == DELETE:
+            raise KeyNotFound("key not found", key=key)
+
+
+def do_put(
+    draft: Draft, keyspace: int, key: bytes, value: bytes, lease: int, flags: int
+) -> PutResult:
+    """A put that passed `check_put`."""
+    if flags & (IGNORE_VALUE | IGNORE_LEASE):
+        old = Record(draft.get(CURRENT, KEYSPACE[keyspace] + key) or b"")
+        if flags & IGNORE_VALUE:
+            value = old.value
+        if flags & IGNORE_LEASE:
+            lease = old.lease
+    record, before = draft.put(keyspace, key, value, lease)
+    previous = None if before is None or not flags & WANT_PREVIOUS else Record(before)
+    return PutResult(draft.state.revision + 1, previous, record)
+
+
+def do_delete(
+    draft: Draft, keyspace: int, start: bytes, end: bytes | None, prev: bool
+) -> DeleteResult:
+    """Delete what is there."""
+    doomed = list(live_rows(draft.writer, keyspace, start, end))
+    for row, raw in doomed:
+        draft.remove(row, raw, CAUSE_REQUEST)
+    previous = [Record(raw) for _, raw in doomed] if prev else []
+    return DeleteResult(draft.seen_revision, len(doomed), previous)
+
+
+def _do_range(draft: Draft, keyspace: int, operation: list[Any]) -> RangeResult:
+    (_, start, end, limit, revision, sort_target, sort_order, flags,
+     min_mod, max_mod, min_create, max_create) = operation  # fmt: skip
+    query = RangeQuery(
+        start, end, keyspace=keyspace, revision=revision, limit=limit, want_count=True,
+        keys_only=bool(flags & KEYS_ONLY), count_only=bool(flags & COUNT_ONLY),
+        sort_target=sort_target, sort_order=sort_order,
+        min_mod=min_mod, max_mod=max_mod, min_create=min_create, max_create=max_create,
+    )  # fmt: skip
+    state = draft.state
+    return read_range(draft.writer, query, draft.seen_revision, state.compact_revision, state.keys)
+
+
+# ---- transactions ------------------------------------------------------------------------------
+
+
+class _Plan(NamedTuple):
+    """A transaction whose branches are chosen; operations are lists, or plans in turn."""
+
+    succeeded: bool
+    operations: list[Any]
+
+
+def apply_txn(draft: Draft, command: list[Any]) -> TxnResult:
+    """The TXN command."""
+    _, _, keyspace, compares, then, else_ = command
+    if draft.no_space and (_has_put(then) or _has_put(else_)):
+        raise NoSpace("the store is full: delete or compact, then clear the alarm")
+    plan = _choose(draft, keyspace, compares, then, else_)
+    _check(draft, keyspace, plan)
+    result = _run(draft, keyspace, plan)
+    result.revision = draft.end_command()
+    return result
+
+
+def _has_put(operations: list[list[Any]]) -> bool:
+    for operation in operations:
+        kind = operation[0]
+        if kind == _PUT:
+            return True
+        if kind == _TXN and (_has_put(operation[2]) or _has_put(operation[3])):
+            return True
+    return False
+
+
+def _choose(
+    draft: Draft, keyspace: int, compares: list[Any], then: list[Any], else_: list[Any]
+) -> _Plan:
+    succeeded = all(_holds(draft, keyspace, compare) for compare in compares)
+    operations = [
+        _choose(draft, keyspace, *operation[1:]) if operation[0] == _TXN else operation
+        for operation in (then if succeeded else else_)
+    ]
+    return _Plan(succeeded, operations)
+
+
+def _holds(draft: Draft, keyspace: int, compare: list[Any]) -> bool:
+    target, relation, start, end, operand = compare
+    empty = True
+    for _, raw in live_rows(draft.writer, keyspace, start, end):
+        empty = False
+        actual = Record(raw).value if target == _VALUE else HEADER.unpack_from(raw)[_FIELD[target]]
+        if not _related(actual, relation, operand):
+            return False
+    if empty:
+        return target != _VALUE and _related(0, relation, operand)
+    return True
+
+
+def _related(actual: Any, relation: int, operand: Any) -> bool:
+    if relation == 0:
+        return bool(actual == operand)
+    if relation == 1:
+        return bool(actual > operand)
+    if relation == 2:
+        return bool(actual < operand)
+    return bool(actual != operand)
+
+
+def _check(draft: Draft, keyspace: int, plan: _Plan) -> None:
+    for operation in plan.operations:
+        if isinstance(operation, _Plan):
+            _check(draft, keyspace, operation)
+        elif operation[0] == _PUT:
+            _, key, _, lease, flags = operation
+            check_put(draft, keyspace, key, lease, flags)
+        elif operation[0] == _RANGE and operation[4]:
+            check_revision(operation[4], draft.state.revision, draft.state.compact_revision)
+
+
+def _run(draft: Draft, keyspace: int, plan: _Plan) -> TxnResult:
+    responses: list[Result] = []
+    for operation in plan.operations:
+        if isinstance(operation, _Plan):
+            responses.append(_run(draft, keyspace, operation))
+        elif operation[0] == _PUT:
+            responses.append(do_put(draft, keyspace, *operation[1:]))
+        elif operation[0] == _DELETE:
+            responses.append(do_delete(draft, keyspace, *operation[1:]))
+        else:
+            responses.append(_do_range(draft, keyspace, operation))
+    return TxnResult(draft.seen_revision, plan.succeeded, responses)

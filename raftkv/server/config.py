@@ -1,0 +1,602 @@
+"""The settings of one member: names, units, defaults, help and checks, all in this file.
+
+Every field of `ServerConfig` is a setting, and each setting has three spellings made from the
+field's name: the flag ``--data-dir``, the variable ``RAFTKV_DATA_DIR`` and the key ``data-dir``
+(or ``data_dir``) of a TOML file. `load_config` takes a setting from the first of flag, variable,
+file and default that has it. The command line builds its options from `SETTINGS`, so a default
+or a sentence of help is written once.
+
+Flags mean what they mean in etcd wherever etcd has one of that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+from raftkv import limits
+from raftkv.errors import ConfigError
+
+ENVIRONMENT_PREFIX: Final = "RAFTKV_"
+CONFIG_FILE_VARIABLE: Final = "RAFTKV_CONFIG_FILE"
+CLIENT_VARIABLES: Final = frozenset(
+    {CONFIG_FILE_VARIABLE, "RAFTKV_ENDPOINTS", "RAFTKV_TIMEOUT", "RAFTKV_OUTPUT"}
+)
+"""Variables with our prefix that are not settings of a member."""
+
+_WILDCARD_HOSTS = frozenset({"0.0.0.0", "::"})
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": limits.KIB,
+    "kib": limits.KIB,
+    "m": limits.MIB,
+    "mib": limits.MIB,
+    "g": limits.GIB,
+    "gib": limits.GIB,
+}
+_DURATION_MS = {"": 1, "ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+
+
+class BadValue(ValueError):
+    """Why a value was not accepted, as the end of a sentence that begins with its name."""
+
+
+Parser = Callable[[object], Any]
+
+
+def parse_text(value: object) -> str:
+    """A string without control characters."""
+    if not isinstance(value, str) or any(ord(c) < 32 for c in value):
+        raise BadValue("must be a line of text")
+    return value
+
+
+def parse_integer(value: object) -> int:
+    """A whole number, from an integer or its decimal digits."""
+    if isinstance(value, bool):
+        raise BadValue("must be a whole number")
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value.strip()):
+        return int(value)
+    raise BadValue(f"must be a whole number, not {value!r}")
+
+
+def parse_size(value: object) -> int:
+    """A number of bytes: an integer, or text such as ``64MiB`` (units of 1024)."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]{1,18})\s*([A-Za-z]*)", value.strip())
+        unit = _SIZE_UNITS.get(found[2].lower()) if found else None
+        if found is None or unit is None:
+            raise BadValue(f"must be a size in bytes such as 1048576, 64MiB or 8GiB, not {value!r}")
+        return int(found[1]) * unit
+    return parse_integer(value)
+
+
+def parse_duration_ms(value: object) -> int:
+    """Milliseconds: an integer, or text such as ``100ms`` or ``2s``."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]{1,12})\s*(ms|s|m|h)?", value.strip())
+        if found is None:
+            raise BadValue(f"must be milliseconds such as 100, 100ms or 2s, not {value!r}")
+        return int(found[1]) * _DURATION_MS[found[2] or ""]
+    return parse_integer(value)
+
+
+def parse_flag(value: object) -> bool:
+    """True or false, from a boolean or the usual words for one."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in {"true", "1", "yes", "on"}:
+            return True
+        if word in {"false", "0", "no", "off"}:
+            return False
+    raise BadValue(f"must be true or false, not {value!r}")
+
+
+def parse_urls(value: object) -> tuple[str, ...]:
+    """URLs ``http://HOST:PORT``, from a comma-separated text or a list."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise BadValue("must be a list of URLs")
+    urls = tuple(item.strip() if isinstance(item, str) else item for item in items)
+    for url in urls:
+        split_url(url)
+    return tuple(str(url).rstrip("/") for url in urls)
+
+
+def split_url(url: object) -> tuple[str, int]:
+    """Host and port of ``http://HOST:PORT``; raises `BadValue` for anything else."""
+    if not isinstance(url, str):
+        raise BadValue(f"must hold URLs such as http://127.0.0.1:2379, not {url!r}")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadValue(f"holds {url!r}, which is not a URL: {error}") from error
+    if parts.scheme == "https":
+        raise BadValue(f"holds {url!r}, but this version has no TLS; use http://")
+    if parts.scheme != "http" or not host or port is None:
+        raise BadValue(f"must hold URLs such as http://127.0.0.1:2379, not {url!r}")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise BadValue(f"holds {url!r}; only http://HOST:PORT may be given")
+    return host, port
+
+
+def parse_initial_cluster(value: object) -> str:
+    """Text of the form ``name=url,name=url``; see `split_initial_cluster`."""
+    text = parse_text(value)
+    split_initial_cluster(text)
+    return text
+
+
+def split_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
+    """Peer URLs by member name, in the order given; a name may come several times."""
+    members: dict[str, tuple[str, ...]] = {}
+    owners: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, url = part.partition("=")
+        if not name or not equals:
+            raise BadValue(f"must be NAME=PEER_URL,NAME=PEER_URL,...; {part!r} is not of that form")
+        url = parse_urls(url)[0]
+        if url in owners:
+            raise BadValue(f"gives {url} to both {owners[url]!r} and {name!r}")
+        owners[url] = name
+        members[name] = (*members.get(name, ()), url)
+    return members
+
+
+def one_of(*choices: str) -> Parser:
+    """A parser of one word out of `choices`."""
+
+    def parse(value: object) -> str:
+        if not isinstance(value, str) or value.strip().lower() not in choices:
+            raise BadValue(f"must be one of {', '.join(choices)}, not {value!r}")
+        return value.strip().lower()
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting, as the command line and the documentation see it."""
+
+    name: str
+    """The field's name in `ServerConfig`, for example ``data_dir``."""
+    default: Any
+    parse: Parser
+    placeholder: str
+    """What stands for the value in help, for example ``PATH``."""
+    help: str
+    group: str
+    choices: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        """The option, for example ``--data-dir``."""
+        return "--" + self.key
+
+    @property
+    def key(self) -> str:
+        """The key in a TOML file, for example ``data-dir``."""
+        return self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, for example ``RAFTKV_DATA_DIR``."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+def _setting(
+    default: Any,
+    parse: Parser,
+    placeholder: str,
+    help_text: str,
+    *,
+    group: str,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    metadata = {
+        "parse": parse,
+        "placeholder": placeholder,
+        "help": help_text,
+        "group": group,
+        "choices": choices,
+    }
+    return field(default=default, metadata=metadata)
+
+
+def _choice(default: str, choices: tuple[str, ...], help_text: str, *, group: str) -> Any:
+    return _setting(
+        default, one_of(*choices), "|".join(choices), help_text, group=group, choices=choices
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The settings of one member, checked. Raises `ConfigError` naming the setting at fault.
+
+    Units are in the help of each field: sizes in bytes, durations in milliseconds.
+    """
+
+    name: str = _setting(
+        "default",
+        parse_text,
+        "NAME",
+        "This member's name, unique in its cluster.",
+        group="Member",
+    )
+    data_dir: str = _setting(
+        "",
+        parse_text,
+        "PATH",
+        "Where this member keeps its log, tables and snapshots.  [default: NAME.raftkv]",
+        group="Member",
+    )
+    listen_client_urls: tuple[str, ...] = _setting(
+        ("http://127.0.0.1:2379",),
+        parse_urls,
+        "URL,...",
+        "Where to listen for clients.",
+        group="Member",
+    )
+    advertise_client_urls: tuple[str, ...] = _setting(
+        (),
+        parse_urls,
+        "URL,...",
+        "Client URLs to tell the cluster about.  [default: where it listens]",
+        group="Member",
+    )
+    listen_peer_urls: tuple[str, ...] = _setting(
+        ("http://127.0.0.1:2380",),
+        parse_urls,
+        "URL,...",
+        "Where to listen for the other members.",
+        group="Member",
+    )
+    initial_advertise_peer_urls: tuple[str, ...] = _setting(
+        (),
+        parse_urls,
+        "URL,...",
+        "Peer URLs to tell the cluster about.  [default: where it listens]",
+        group="Cluster",
+    )
+    initial_cluster: str = _setting(
+        "",
+        parse_initial_cluster,
+        "NAME=URL,...",
+        "Names and peer URLs of all first members.  [default: this member alone]",
+        group="Cluster",
+    )
+    initial_cluster_state: str = _choice(
+        "new",
+        ("new", "existing"),
+        "Whether to found a cluster or to join one that runs.",
+        group="Cluster",
+    )
+    initial_cluster_token: str = _setting(
+        "raftkv-cluster",
+        parse_text,
+        "TEXT",
+        "Keeps clusters apart: members of different tokens never talk to each other.",
+        group="Cluster",
+    )
+    heartbeat_interval: int = _setting(
+        100,
+        parse_duration_ms,
+        "MS",
+        "Milliseconds between a leader's heartbeats.",
+        group="Timing",
+    )
+    election_timeout: int = _setting(
+        1000,
+        parse_duration_ms,
+        "MS",
+        "Milliseconds without a leader after which a member stands for election.",
+        group="Timing",
+    )
+    pre_vote: bool = _setting(
+        True,
+        parse_flag,
+        "BOOL",
+        "Ask whether an election could be won before standing for one.",
+        group="Timing",
+    )
+    snapshot_log_bytes: int = _setting(
+        limits.SNAPSHOT_MIN_LOG_BYTES,
+        parse_size,
+        "SIZE",
+        "Take a snapshot when the log since the last one outgrows the data and this size.",
+        group="Storage",
+    )
+    snapshot_catchup_entries: int = _setting(
+        limits.LOG_TAIL_ENTRIES,
+        parse_integer,
+        "N",
+        "Log entries kept behind a snapshot, for members that lag a little.",
+        group="Storage",
+    )
+    wal_segment_bytes: int = _setting(
+        limits.WAL_SEGMENT_BYTES,
+        parse_size,
+        "SIZE",
+        "Size of one file of the log.",
+        group="Storage",
+    )
+    quota_backend_bytes: int = _setting(
+        limits.QUOTA_BYTES_DEFAULT,
+        parse_size,
+        "SIZE",
+        "Most bytes of data; past it only deletes and compaction pass.",
+        group="Storage",
+    )
+    max_request_bytes: int = _setting(
+        limits.REQUEST_BYTES_MAX,
+        parse_size,
+        "SIZE",
+        "Largest request body.",
+        group="Limits",
+    )
+    max_txn_ops: int = _setting(
+        limits.TXN_OPERATIONS_MAX,
+        parse_integer,
+        "N",
+        "Most operations in one transaction.",
+        group="Limits",
+    )
+    max_connections: int = _setting(
+        limits.CONNECTIONS_MAX,
+        parse_integer,
+        "N",
+        "Most client connections at a time.",
+        group="Limits",
+    )
+    max_watchers: int = _setting(
+        limits.WATCHERS_MAX,
+        parse_integer,
+        "N",
+        "Most watches at a time.",
+        group="Limits",
+    )
+    event_loop: str = _choice(
+        "uvloop",
+        ("uvloop", "asyncio"),
+        "Which event loop drives the member.",
+        group="Process",
+    )
+    log_level: str = _choice(
+        "info",
+        ("debug", "info", "warning", "error"),
+        "Least severe lines to log.",
+        group="Process",
+    )
+    log_format: str = _choice(
+        "text",
+        ("text", "json"),
+        "Log lines for people or for machines.",
+        group="Process",
+    )
+
+    def __post_init__(self) -> None:
+        for setting in SETTINGS_BY_NAME.values():
+            value = getattr(self, setting.name)
+            if value != setting.default:
+                object.__setattr__(
+                    self, setting.name, _parsed(setting, value, where=setting.flag, path=None)
+                )
+        _check_config(self)
+
+    @property
+    def data_directory(self) -> Path:
+        """Where the member keeps its files; ``NAME.raftkv`` unless one was given."""
+        return Path(self.data_dir or f"{self.name}.raftkv")
+
+    @property
+    def client_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Hosts and ports to listen on for clients; port 0 means any free one."""
+        return tuple(split_url(url) for url in self.listen_client_urls)
+
+    @property
+    def peer_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Hosts and ports to listen on for peers."""
+        return tuple(split_url(url) for url in self.listen_peer_urls)
+
+    @staticmethod
+    def addresses_of(urls: Iterable[str]) -> list[tuple[str, int]]:
+        """Hosts and ports of checked URLs."""
+        return [split_url(url) for url in urls]
+
+    @property
+    def advertised_client_urls(self) -> tuple[str, ...]:
+        """What clients may dial; a wildcard address becomes this machine's name."""
+        if self.advertise_client_urls:
+            return self.advertise_client_urls
+        return tuple(_dialable(url) for url in self.listen_client_urls)
+
+    @property
+    def advertised_peer_urls(self) -> tuple[str, ...]:
+        """What the other members may dial."""
+        if self.initial_advertise_peer_urls:
+            return self.initial_advertise_peer_urls
+        listed = split_initial_cluster(self.initial_cluster).get(self.name)
+        return listed or self.listen_peer_urls
+
+    @property
+    def founding_members(self) -> dict[str, tuple[str, ...]]:
+        """Peer URLs by name of the first members; always holds this one."""
+        if not self.initial_cluster:
+            return {self.name: self.advertised_peer_urls}
+        return split_initial_cluster(self.initial_cluster)
+
+    def to_flags(self) -> list[str]:
+        """Arguments of ``raftkv serve`` that give this configuration; defaults are left out."""
+        arguments: list[str] = []
+        for setting in SETTINGS:
+            value = getattr(self, setting.name)
+            if value != setting.default:
+                text = ",".join(value) if isinstance(value, tuple) else str(value)
+                arguments.append(f"{setting.flag}={text.lower() if value is False else text}")
+        return arguments
+
+
+def _collect_settings() -> tuple[Setting, ...]:
+    return tuple(
+        Setting(name=item.name, default=item.default, **item.metadata)
+        for item in dataclasses.fields(ServerConfig)
+    )
+
+
+SETTINGS: Final = _collect_settings()
+SETTINGS_BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
+
+
+def load_config(
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    config_file: str | Path | None = None,
+) -> ServerConfig:
+    """The configuration out of flags, environment and TOML file, in that order of precedence.
+
+    `flags` holds the settings given on the command line by field name; a value of None counts as
+    not given. `config_file` falls back to the variable ``RAFTKV_CONFIG_FILE``.
+
+    Raises `ConfigError` for a file that cannot be read, a key that no setting has, or a value
+    that cannot work; the message names it and where it came from.
+    """
+    environment = environment or {}
+    path = config_file or environment.get(CONFIG_FILE_VARIABLE) or None
+    from_file = _read_file(Path(path)) if path is not None else {}
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        if (flags or {}).get(setting.name) is not None:
+            given, where = (flags or {})[setting.name], setting.flag
+        elif environment.get(setting.variable):
+            given, where = environment[setting.variable], setting.variable
+        elif setting.name in from_file:
+            given, where = from_file[setting.name], f"{setting.key} in {path}"
+        else:
+            continue
+        values[setting.name] = _parsed(setting, given, where=where, path=path)
+    return ServerConfig(**values)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables with our prefix that nothing reads, most likely misspelt; for a warning."""
+    known = CLIENT_VARIABLES | {setting.variable for setting in SETTINGS}
+    return sorted(
+        name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in known
+    )
+
+
+def _parsed(setting: Setting, value: object, *, where: str, path: object) -> Any:
+    try:
+        return setting.parse(value)
+    except BadValue as error:
+        raise ConfigError(
+            f"{where} {error}", setting=setting.key, value=value, file=str(path) if path else None
+        ) from None
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration file {path}: {error.strerror}", file=str(path)
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the configuration file {path} is not TOML: {error}", file=str(path)
+        ) from error
+    values: dict[str, object] = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name not in SETTINGS_BY_NAME:
+            raise ConfigError(
+                f"{path} sets {key!r}, which is not a setting; `raftkv serve --help` lists them",
+                setting=key,
+                file=str(path),
+            )
+        if name in values:
+            raise ConfigError(f"{path} sets {key!r} twice", setting=key, file=str(path))
+        values[name] = value
+    return values
+
+
+def _dialable(url: str) -> str:
+    host, port = split_url(url)
+    return f"http://{platform.node() or '127.0.0.1'}:{port}" if host in _WILDCARD_HOSTS else url
+
+
+def _reject(name: str, text: str, **facts: object) -> NoReturn:
+    setting = SETTINGS_BY_NAME[name]
+    raise ConfigError(f"{setting.flag} {text}", setting=setting.key, **facts)
+
+
+_BOUNDS: Final[dict[str, tuple[int, int]]] = {
+    "heartbeat_interval": (1, 10_000),
+    "election_timeout": (10, 50_000),
+    "snapshot_log_bytes": (limits.MIB, 1024 * limits.GIB),
+    "snapshot_catchup_entries": (0, 10_000_000),
+    "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
+    "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
+    "max_request_bytes": (1024, limits.BATCH_BYTES_MAX),
+    "max_txn_ops": (1, 65_536),
+    "max_connections": (1, 1_000_000),
+    "max_watchers": (1, 10_000_000),
+}
+
+
+def _check_config(config: ServerConfig) -> None:
+    if not config.name or "=" in config.name or "," in config.name or len(config.name) > 255:
+        _reject("name", "must be 1 to 255 characters without = and ,")
+    for name in ("listen_client_urls", "listen_peer_urls"):
+        if not getattr(config, name):
+            _reject(name, "must give at least one URL")
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(config, name)
+        if not least <= value <= most:
+            _reject(name, f"must be from {least} to {most}, not {value}")
+    if config.election_timeout < 5 * config.heartbeat_interval:
+        _reject(
+            "election_timeout",
+            f"({config.election_timeout} ms) must be at least 5 times --heartbeat-interval "
+            f"({config.heartbeat_interval} ms), so that one lost heartbeat elects nobody",
+        )
+    for client in config.client_addresses:
+        if client[1] and client in config.peer_addresses:
+            _reject("listen_peer_urls", f"and --listen-client-urls both use port {client[1]}")
+    _check_cluster(config)
+
+
+def _check_cluster(config: ServerConfig) -> None:
+    if not config.initial_cluster_token:
+        _reject("initial_cluster_token", "must not be empty")
+    if not config.initial_cluster:
+        return
+    members = config.founding_members
+    if config.name not in members:
+        _reject(
+            "initial_cluster",
+            f"names {', '.join(members)}, but not this member ({config.name}); "
+            "give --name one of them or add it",
+        )
+    if len(members) > limits.VOTERS_MAX:
+        _reject("initial_cluster", f"names {len(members)} members; at most {limits.VOTERS_MAX}")
+    advertised, listed = config.advertised_peer_urls, members[config.name]
+    if config.initial_advertise_peer_urls and set(advertised) != set(listed):
+        _reject(
+            "initial_advertise_peer_urls",
+            f"is {', '.join(advertised)}, but --initial-cluster has {', '.join(listed)} "
+            f"for {config.name}; they must agree",
+        )

@@ -1,0 +1,667 @@
+"""One running member: a replica with a loop, a log thread, peers and files around it.
+
+The member owns its loop. Everything of the replica happens there; one thread writes the log, one
+makes snapshots. See `raftkv.server.replica` for what a turn does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from raftkv import __version__
+from raftkv.consensus.config import RaftConfig
+from raftkv.consensus.node import RaftNode
+from raftkv.consensus.types import (
+    NO_MEMBER,
+    ChangeKind,
+    ConfigChange,
+    Message,
+    ProposalDropped,
+    Role,
+    SnapshotMeta,
+    StorageWrite,
+)
+from raftkv.errors import (
+    ChangeRefused,
+    MemberNotFound,
+    NoLeader,
+    OutcomeUnknown,
+    RaftkvError,
+)
+from raftkv.limits import WATCH_PROGRESS_SECONDS
+from raftkv.machine import commands
+from raftkv.server.append_thread import AppendThread, Written
+from raftkv.server.config import ServerConfig, split_url
+from raftkv.server.opening import Opened
+from raftkv.server.replica import Replica
+from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
+from raftkv.server.transport import Transport
+from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.storage.snapshots import SnapshotInfo
+from raftkv.storage.wal import Wal
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_MS = 5_000
+"""How long a request may be without an outcome before it is called unknown."""
+STALL_MS_MIN = 500
+"""A tick that comes this much too late means that the process stood still."""
+HOUSEKEEPING_SECONDS = 1.0
+COMPACT_ROWS_PER_SLICE = 500
+COMPACT_PAUSE_SECONDS = 0.002
+NO_SPACE_CLEARED_AT = 0.95
+"""A space alarm clears itself once this share of the quota is used, or less."""
+LEARNER_READY_SHARE = 0.9
+
+
+def now_ms() -> int:
+    """Monotonic milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class Member:
+    """Implements `raftkv.server.store.Store` and the replica's `Surroundings`.
+
+    Made of files that `raftkv.server.opening.open_member` opened. `ended` is done when the member
+    can not go on: with None after `stop`, else with what to tell the operator.
+    """
+
+    def __init__(
+        self, config: ServerConfig, opened: Opened, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.config = config
+        self.stats = StoreStats()
+        self.member_id = opened.identity.member_id
+        self.cluster_id = opened.identity.cluster_id
+        self.machine = opened.machine
+        self.ended: asyncio.Future[RaftkvError | None] = loop.create_future()
+        self._opened = opened
+        self._loop = loop
+        self._started_at = time.monotonic()
+        self._stopping = False
+        self._disk_full = False
+        self._tick_ms = config.heartbeat_interval
+        self._last_tick_ms = now_ms()
+        self._next_progress = time.monotonic() + WATCH_PROGRESS_SECONDS
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._snapshotting: asyncio.Task[Any] | None = None
+        self._compacting = False
+        self._announcing = False
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
+        self._append = AppendThread(
+            opened.wal,
+            loop,
+            self.stats,
+            on_written=self._on_written,
+            on_failed=self._on_failed,
+            on_full=self._on_full,
+        )
+        node = RaftNode(
+            RaftConfig(
+                member_id=self.member_id,
+                election_timeout_ticks=max(2, config.election_timeout // self._tick_ms),
+                heartbeat_ticks=1,
+                pre_vote=config.pre_vote,
+            ),
+            opened.log,
+            random.SystemRandom(),
+            applied=self.machine.applied_index,
+            trace=log.debug if log.isEnabledFor(logging.DEBUG) else None,
+        )
+        self.replica = Replica(
+            member_id=self.member_id,
+            boot=secrets.randbits(48) or 1,
+            node=node,
+            log=opened.log,
+            machine=self.machine,
+            surroundings=self,
+            stats=self.stats,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            watches_max=config.max_watchers,
+        )
+        self.node = node
+        self.transport = Transport(
+            member_id=self.member_id,
+            cluster_id=self.cluster_id,
+            listen=config.peer_addresses,
+            on_messages=self._on_messages,
+            on_frame=self.replica.receive_frame,
+            on_unreachable=self._on_unreachable,
+            on_snapshot=self._on_snapshot,
+            on_introduction=self._introduce,
+            snapshots=opened.snapshots,
+        )
+        self._role_seen = node.role
+        self._leader_seen = NO_MEMBER
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen for peers and begin to take part. Raises ConfigError when a port is taken."""
+        await self.transport.start()
+        self.members_changed()
+        self._append.start()
+        if self.node.conf.voters == (self.member_id,):
+            self.node.campaign()
+        self._timer("tick", self._tick_ms / 1000, self._tick)
+        self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
+        self.wake()
+
+    async def stop(self) -> None:
+        """Hand leadership on if possible, finish what is durable anyway, and close all files."""
+        if self._stopping:
+            return
+        await self._hand_over()
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.replica.close()
+        await self.transport.close()
+        await self._loop.run_in_executor(None, self._append.close)
+        await self._loop.run_in_executor(None, self._copier.shutdown)
+        self._opened.close(clean=not self.ended.done())
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def _hand_over(self) -> None:
+        if self.node.role is not Role.LEADER or self.ended.done():
+            return
+        target = self._most_advanced()
+        if target is None:
+            return
+        try:
+            await asyncio.wait_for(self.transfer_leader(target), 1.0)
+        except (RaftkvError, TimeoutError):
+            log.info("no other member took leadership over before the stop")
+
+    def _fail(self, error: RaftkvError) -> None:
+        """The member can not go on."""
+        if not self.ended.done():
+            log.error("stopping: %s", error)
+            self.ended.set_result(error)
+
+    # -- Store -----------------------------------------------------------------------------------
+
+    def stamp(self) -> tuple[int, int, int]:
+        """See `Store.stamp`."""
+        return self.machine.revision, self.node.term, self.member_id
+
+    def propose(self, command: commands.Command, done: Done) -> None:
+        """See `Store.propose`."""
+        self.replica.propose(command, done)
+
+    def read_index(self, done: Callable[[RaftkvError | None], None]) -> None:
+        """See `Store.read_index`."""
+        self.replica.read_index(done)
+
+    def keep_alive(self, lease: int, done: Done) -> None:
+        """See `Store.keep_alive`."""
+        self.replica.keep_alive(lease, done)
+
+    def lease_time(self, lease: int, done: Done) -> None:
+        """See `Store.lease_time`."""
+        self.replica.lease_time(lease, done)
+
+    def watch(self, spec: WatchSpec, sink: WatchSink) -> Watch:
+        """See `Store.watch`."""
+        return self.replica.watch(spec, sink)
+
+    def status(self) -> dict[str, Any]:
+        """See `Store.status`."""
+        node, machine, opened = self.node, self.machine, self._opened
+        problems = self.health()
+        return {
+            "name": self.config.name,
+            "member_id": f"{self.member_id:016x}",
+            "cluster_id": f"{self.cluster_id:016x}",
+            "version": __version__,
+            "role": "learner" if node.is_learner else node.role.name.lower(),
+            "leader": f"{node.leader:016x}" if node.leader != NO_MEMBER else None,
+            "term": node.term,
+            "revision": machine.revision,
+            "compact_revision": machine.compact_revision,
+            "commit_index": node.commit_index,
+            "applied_index": machine.applied_index,
+            "first_index": node.first_index,
+            "last_index": node.last_index,
+            "state_hash": machine.state_hash.hex(),
+            "keys": machine.keys,
+            "leases": len(self.replica.lessor) if self.replica.lessor.leading else None,
+            "watchers": len(self.replica.hub),
+            "db_bytes": opened.backend.file_bytes(),
+            "db_used_bytes": opened.backend.used_bytes(),
+            "quota_bytes": self.config.quota_backend_bytes,
+            "wal_bytes": opened.wal.disk_bytes,
+            "snapshot_index": self._snapshot_index(),
+            "pending": self.replica.pending.commands,
+            "uptime_seconds": round(time.monotonic() - self._started_at, 3),
+            "alarms": [
+                {"alarm": commands.AlarmKind(kind).name.lower(), "member_id": f"{member:016x}"}
+                for kind, member in sorted(machine.alarms)
+            ],
+            "healthy": not problems,
+            "problems": list(problems.values()),
+        }
+
+    def health(self) -> dict[str, str]:
+        """See `Store.health`."""
+        problems: dict[str, str] = {}
+        if self._stopping:
+            problems["stopping"] = "this member is shutting down"
+        if self.node.leader == NO_MEMBER:
+            problems["no_leader"] = "no leader is known"
+        if self.replica.corrupt:
+            problems["corrupt"] = "this member's state differs from the others'"
+        if any(kind == commands.AlarmKind.NOSPACE for kind, _ in self.machine.alarms):
+            problems["no_space"] = "a member is out of space: only deletes and compaction pass"
+        if self.node.is_learner:
+            problems["learner"] = "this member is a learner"
+        return problems
+
+    def members(self) -> list[MemberInfo]:
+        """See `Store.members`."""
+        leader = self.node.leader
+        peers = self.node.status().peers
+        return [
+            MemberInfo(
+                info.member_id,
+                info.name,
+                tuple(info.peer_urls),
+                tuple(info.client_urls),
+                info.learner,
+                info.member_id == leader,
+                peers[info.member_id].match if info.member_id in peers else None,
+            )
+            for info in self.machine.members()
+        ]
+
+    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+        """See `Store.add_member`."""
+        member_id = secrets.randbits(63) or 1
+        kind = ChangeKind.ADD_LEARNER if learner else ChangeKind.ADD_VOTER
+        await self._change(kind, member_id, [name, list(peer_urls), [], learner])
+        return next(info for info in self.members() if info.member_id == member_id)
+
+    async def remove_member(self, member_id: int) -> None:
+        """See `Store.remove_member`."""
+        self._known(member_id)
+        await self._change(ChangeKind.REMOVE, member_id, [])
+
+    async def promote_member(self, member_id: int) -> None:
+        """See `Store.promote_member`."""
+        if not self._known(member_id).learner:
+            raise ChangeRefused(f"member {member_id:016x} is a voter already", member_id=member_id)
+        await self._change(ChangeKind.ADD_VOTER, member_id, [])
+
+    async def transfer_leader(self, to: int | None) -> int:
+        """See `Store.transfer_leader`."""
+        await self._confirmed()
+        target = to if to is not None else self._most_advanced() or self.member_id
+        if self._known(target).learner:
+            raise ChangeRefused(f"member {target:016x} is a learner; promote it first")
+        try:
+            self.node.transfer_leader(target)
+        except ProposalDropped as dropped:
+            raise NoLeader(f"{dropped.reason}; try again shortly") from dropped
+        self.wake()
+        deadline = time.monotonic() + 2 * self.config.election_timeout / 1000
+        while self.node.leader != target:
+            if time.monotonic() > deadline:
+                raise OutcomeUnknown(
+                    f"member {target:016x} did not take leadership over in time; "
+                    "see `raftkv status` for who leads"
+                )
+            await asyncio.sleep(0.01)
+        return target
+
+    async def snapshot(self) -> SnapshotStream:
+        """See `Store.snapshot`."""
+        await self._confirmed()
+        info = await self._take_snapshot()
+        return SnapshotStream(info.meta.index, self.machine.revision, info.size, self._chunks(info))
+
+    # -- Surroundings ----------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """See `Surroundings.wake`."""
+        self._loop.call_soon(self._turn)
+
+    def now_ms(self) -> int:
+        """See `Surroundings.now_ms`."""
+        return now_ms()
+
+    def wall_ms(self) -> int:
+        """See `Surroundings.wall_ms`."""
+        return time.time_ns() // 1_000_000
+
+    def send(self, peer: int, messages: list[Message]) -> None:
+        """See `Surroundings.send`."""
+        self.transport.send(peer, messages)
+
+    def send_frame(self, peer: int, kind: int, payload: bytes) -> bool:
+        """See `Surroundings.send_frame`."""
+        return self.transport.send_frame(peer, kind, payload)
+
+    def append(self, write: StorageWrite) -> None:
+        """See `Surroundings.append`."""
+        self._append.submit(write)
+
+    def send_snapshot(self, message: Message) -> None:
+        """See `Surroundings.send_snapshot`."""
+        snapshots = self._opened.snapshots
+        info = snapshots.latest()
+        peer = message.target
+        if info is None or message.snapshot is None or info.meta.index < message.snapshot.index:
+            self._loop.call_soon(self._snapshot_sent, peer, False)
+            return
+        log.info("sending a snapshot", extra={"to": f"{peer:016x}", "index": info.meta.index})
+        message = Message(message.kind, message.source, peer, message.term, snapshot=info.meta)
+        self.transport.send_snapshot(
+            peer, message, info, snapshots, lambda delivered: self._snapshot_sent(peer, delivered)
+        )
+
+    def install(self, meta: SnapshotMeta) -> None:
+        """See `Surroundings.install`."""
+        self._spawn(self._install(meta))
+
+    async def _install(self, meta: SnapshotMeta) -> None:
+        await self._loop.run_in_executor(self._copier, self._opened.stage_snapshot, meta)
+        self._opened.backend.install()
+        self.machine.reload()
+        log.info("installed a snapshot", extra={"index": meta.index})
+        self.replica.installed(meta)
+
+    def members_changed(self) -> None:
+        """See `Surroundings.members_changed`."""
+        peers = {}
+        for info in self.machine.members():
+            if info.member_id != self.member_id:
+                peers[info.member_id] = [split_url(url) for url in info.peer_urls]
+        self.transport.set_peers(peers)
+
+    def removed(self) -> None:
+        """See `Surroundings.removed`."""
+        self._fail(
+            ChangeRefused(
+                "this member was removed from its cluster; wipe its data directory before it "
+                "is added again"
+            )
+        )
+
+    # -- what arrives ----------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        if self._stopping or self.ended.done():
+            return
+        try:
+            self.replica.turn()
+        except Exception as error:
+            self._crashed(error)
+            return
+        role, leader = self.node.role, self.node.leader
+        if role is not self._role_seen or leader != self._leader_seen:
+            self._role_seen, self._leader_seen = role, leader
+            log.info(
+                "%s",
+                "leading" if role is Role.LEADER else role.name.lower(),
+                extra={
+                    "term": self.node.term,
+                    "leader": f"{leader:016x}" if leader != NO_MEMBER else "none",
+                },
+            )
+        if self._snapshotting is None and self._snapshot_due():
+            self._snapshotting = self._spawn(self._snapshot_and_compact())
+        if self.machine.compaction_pending and not self._compacting:
+            self._compacting = True
+            self._loop.call_soon(self._compact_slice)
+
+    def _crashed(self, error: Exception) -> None:
+        """A bug or a broken file: nothing may be repaired here, the member ends."""
+        log.critical("this member cannot go on", exc_info=error)
+        if isinstance(error, RaftkvError):
+            self._fail(error)
+        else:
+            self._fail(RaftkvError(f"{type(error).__name__}: {error}"))
+
+    def _on_messages(self, peer: int, messages: list[Message]) -> None:
+        if not self._stopping:
+            try:
+                self.replica.receive(peer, messages)
+            except Exception as error:
+                self._crashed(error)
+
+    def _on_unreachable(self, peer: int) -> None:
+        self.node.report_unreachable(peer)
+
+    def _on_snapshot(self, peer: int, message: Message) -> None:
+        """A snapshot's whole file arrived and was verified."""
+        self._on_messages(peer, [message])
+
+    def _snapshot_sent(self, peer: int, delivered: bool) -> None:
+        if delivered:
+            self.stats.snapshots_sent += 1
+        self.node.report_snapshot(peer, delivered)
+        self.wake()
+
+    def _on_written(self, written: Written) -> None:
+        if self._stopping or self.ended.done():
+            return
+        try:
+            for write, _ in written:
+                self.stats.wal_bytes_written += sum(len(entry.data) for entry in write.entries)
+            self.replica.written(written)
+        except Exception as error:
+            self._crashed(error)
+            return
+        self._turn()
+
+    def _on_failed(self, error: BaseException) -> None:
+        """The log could not be written or synced: nothing is known about it any more."""
+        if isinstance(error, RaftkvError):
+            self._fail(error)
+        else:
+            self._fail(RaftkvError(f"the log failed: {type(error).__name__}: {error}"))
+
+    def _on_full(self, full: bool) -> None:
+        if full:
+            log.error("the disk of the log is full: no write is acknowledged until there is space")
+        else:
+            log.info("the disk of the log has space again")
+        self._disk_full = full
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _timer(self, name: str, seconds: float, callback: Callable[[], None]) -> None:
+        self._timers[name] = self._loop.call_later(seconds, callback)
+
+    def _tick(self) -> None:
+        at = now_ms()
+        late = at - self._last_tick_ms - self._tick_ms
+        self._last_tick_ms = at
+        self._timer("tick", self._tick_ms / 1000, self._tick)
+        try:
+            self.replica.tick(at, late if late >= STALL_MS_MIN else 0)
+        except Exception as error:
+            self._crashed(error)
+
+    def _housekeeping(self) -> None:
+        self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
+        self.replica.share_hash()
+        self._announce()
+        self._watch_space()
+        if time.monotonic() >= self._next_progress:
+            self._next_progress = time.monotonic() + WATCH_PROGRESS_SECONDS
+            self.replica.hub.mark_progress()
+        self.wake()
+
+    def _announce(self) -> None:
+        """Tell the cluster this member's name and client addresses, once they differ."""
+        if self._announcing or self.node.leader == NO_MEMBER:
+            return
+        own = next((i for i in self.machine.members() if i.member_id == self.member_id), None)
+        urls = tuple(self.config.advertised_client_urls)
+        if own is None or (own.name == self.config.name and tuple(own.client_urls) == urls):
+            return
+        self._announcing = True
+
+        def done(result: Any) -> None:
+            self._announcing = False
+
+        self.propose(
+            commands.member_update(self.member_id, name=self.config.name, client_urls=urls), done
+        )
+
+    def _watch_space(self) -> None:
+        """Raise or clear this member's space alarm, with the log's reserve still there."""
+        used, quota = self._opened.backend.used_bytes(), self.config.quota_backend_bytes
+        disk_full = self._disk_full or self._opened.wal.disk_full is not None
+        alarmed = (commands.AlarmKind.NOSPACE, self.member_id) in self.machine.alarms
+        if self.node.leader == NO_MEMBER:
+            return
+        if (disk_full or used > quota) and not alarmed:
+            log.warning(
+                "out of space: only deletes and compaction pass",
+                extra={"used_bytes": used, "quota_bytes": quota, "disk_full": disk_full},
+            )
+            self._propose_alarm(True)
+        elif alarmed and not disk_full and used <= quota * NO_SPACE_CLEARED_AT:
+            log.info("there is space again", extra={"used_bytes": used, "quota_bytes": quota})
+            self._propose_alarm(False)
+
+    def _propose_alarm(self, on: bool) -> None:
+        self.propose(
+            commands.alarm(commands.AlarmKind.NOSPACE, self.member_id, on), lambda result: None
+        )
+
+    def _compact_slice(self) -> None:
+        if self._stopping or self.ended.done():
+            return
+        try:
+            more = self.machine.compact_step(COMPACT_ROWS_PER_SLICE)
+        except Exception as error:
+            self._crashed(error)
+            return
+        if more:
+            self._timer("compact", COMPACT_PAUSE_SECONDS, self._compact_slice)
+        else:
+            self._compacting = False
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    def _snapshot_index(self) -> int:
+        info = self._opened.snapshots.latest()
+        return info.meta.index if info is not None else 0
+
+    def _snapshot_due(self) -> bool:
+        log_bytes = self._opened.log.bytes_since(self._snapshot_index())
+        floor = self.config.snapshot_log_bytes
+        return log_bytes > floor and log_bytes > self._opened.backend.used_bytes()
+
+    async def _snapshot_and_compact(self) -> None:
+        try:
+            await self._take_snapshot()
+        except RaftkvError as error:
+            log.error("no snapshot could be taken: %s", error)
+            await asyncio.sleep(10)
+        finally:
+            self._snapshotting = None
+
+    async def _take_snapshot(self) -> SnapshotInfo:
+        """Make a snapshot of the applied state beside the traffic, and let go of the old log."""
+        opened = self._opened
+        info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
+        self.stats.snapshots_taken += 1
+        meta = info.meta
+        opened.log.snapshot_ready(meta)
+        keep_from = max(0, meta.index - self.config.snapshot_catchup_entries)
+        if keep_from > opened.log.first_index():
+            opened.log.compact(keep_from)
+
+        def release(wal: Wal) -> None:
+            wal.mark_snapshot(meta)
+            wal.sync()
+            wal.release(keep_from)
+
+        self._append.run(release)
+        log.info("took a snapshot", extra={"index": meta.index})
+        return info
+
+    async def _chunks(self, info: SnapshotInfo) -> AsyncIterator[bytes]:
+        offset = 0
+        while offset < info.size:
+            chunk, _ = await self._loop.run_in_executor(
+                self._copier, self._opened.snapshots.read_chunk, info, offset
+            )
+            offset += len(chunk)
+            yield chunk
+
+    # -- membership ------------------------------------------------------------------------------
+
+    def _known(self, member_id: int) -> Any:
+        for info in self.machine.members():
+            if info.member_id == member_id:
+                return info
+        raise MemberNotFound(f"no member {member_id:016x} in this cluster", member_id=member_id)
+
+    def _most_advanced(self) -> int | None:
+        voters = set(self.node.conf.voters) - {self.member_id}
+        peers = self.node.status().peers
+        reachable = [
+            (peers[voter].match, voter)
+            for voter in voters
+            if voter in peers and peers[voter].recent_active
+        ]
+        return max(reachable)[1] if reachable else None
+
+    async def _change(self, kind: ChangeKind, member_id: int, more: list[Any]) -> None:
+        change = ConfigChange(((kind, member_id),))
+        await self._outcome(
+            lambda done: self.replica.change_members(change, [member_id, *more], done)
+        )
+
+    async def _confirmed(self) -> None:
+        """Wait until local state is as new as any acknowledged write."""
+        await self._outcome(self.replica.read_index)
+
+    async def _outcome(self, start: Callable[[Done], None]) -> Any:
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(result: Any) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        start(done)
+        result = await future
+        if isinstance(result, RaftkvError):
+            raise result
+        return result
+
+    def _introduce(self) -> list[Any]:
+        """What a newcomer is told: [cluster id, [[member id, name, peer urls], ...]]."""
+        members = [
+            [info.member_id, info.name, list(info.peer_urls)] for info in self.machine.members()
+        ]
+        return [self.cluster_id, members]
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            self._crashed(error if isinstance(error, Exception) else RaftkvError(str(error)))

@@ -1,0 +1,287 @@
+"""Real members as real processes on loopback, for tests that kill, stop and restart them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+READY_SECONDS = 30.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listened on a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class Member:
+    """One member process and its data directory, which outlives the process."""
+
+    def __init__(self, name: str, folder: Path, client_port: int, peer_port: int) -> None:
+        self.name = name
+        self.folder = folder
+        self.client_url = f"http://127.0.0.1:{client_port}"
+        self.peer_url = f"http://127.0.0.1:{peer_port}"
+        self.arguments: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log_path(self) -> Path:
+        """Where the process's output goes."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def data_dir(self) -> Path:
+        """The member's data directory."""
+        return self.folder / self.name
+
+    def start(self) -> None:
+        """Start the process; does not wait."""
+        log = self.log_path.open("ab")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAFTKV_")}
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "raftkv", "serve",
+                "--name", self.name,
+                "--data-dir", str(self.data_dir),
+                "--listen-client-urls", self.client_url,
+                "--listen-peer-urls", self.peer_url,
+                *self.arguments,
+            ],
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+        log.close()
+
+    def kill(self) -> None:
+        """End it at once, wherever it is."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self) -> None:
+        """Stop it without ending it."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self, seconds: float = 20.0) -> int:
+        """Ask it to end, as an operator would; the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"{self.name} did not stop:\n{self.output()}") from None
+
+    def wipe(self) -> None:
+        """Lose the data directory."""
+        shutil.rmtree(self.data_dir)
+
+    def output(self) -> str:
+        """The last of what the process said."""
+        return self.log_path.read_text(errors="replace")[-4000:]
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the process."""
+        assert self.process is not None
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no VmRSS")
+
+    def private_bytes(self) -> int:
+        """Resident memory that is the process's own: without pages of mapped files."""
+        assert self.process is not None
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no RssAnon")
+
+
+class Cluster:
+    """Members on loopback and one HTTP session to talk to them."""
+
+    def __init__(self, folder: Path, size: int, extra: list[str] | None = None) -> None:
+        self.folder = folder
+        self.extra = extra or []
+        self._names: Iterator[str] = (f"n{number}" for number in range(1, 1000))
+        self.members = [self._new_member() for _ in range(size)]
+        initial = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
+        for member in self.members:
+            member.arguments = ["--initial-cluster", initial, *self.extra]
+        self.session: aiohttp.ClientSession | None = None
+
+    def _new_member(self) -> Member:
+        client_port, peer_port = free_ports(2)
+        return Member(next(self._names), self.folder, client_port, peer_port)
+
+    async def __aenter__(self) -> Cluster:
+        self.session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=10), connector=aiohttp.TCPConnector(limit=0)
+        )
+        for member in self.members:
+            member.start()
+        for member in self.members:
+            await self.ready(member)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self.session is not None
+        await self.session.close()
+        for member in self.members:
+            if member.process is not None and member.process.poll() is None:
+                member.process.send_signal(signal.SIGCONT)
+                member.stop()
+
+    @property
+    def urls(self) -> list[str]:
+        """Client URLs of all members."""
+        return [member.client_url for member in self.members]
+
+    async def call(
+        self, member: Member, method: str, path: str, **kwargs: Any
+    ) -> tuple[int, Any, dict[str, str]]:
+        """One request: status, decoded body, headers. Connection errors are raised."""
+        assert self.session is not None
+        async with self.session.request(method, member.client_url + path, **kwargs) as answer:
+            body = await answer.read()
+            kind = answer.headers.get("Content-Type", "")
+            decoded = json.loads(body) if "json" in kind and body else body
+            return answer.status, decoded, dict(answer.headers)
+
+    async def ready(self, member: Member, seconds: float = READY_SECONDS) -> None:
+        """Wait until a member says that it is ready to serve."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert member.process is not None
+            if member.process.poll() is not None:
+                raise AssertionError(f"{member.name} ended:\n{member.output()}")
+            try:
+                status, _, _ = await self.call(member, "GET", "/readyz")
+            except (aiohttp.ClientError, OSError):
+                status = 0
+            if status == 200:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{member.name} is not ready:\n{member.output()}")
+
+    async def ready_or_learner(self, member: Member, seconds: float = READY_SECONDS) -> None:
+        """Wait until a member answers at all and knows a leader; a learner is never "ready"."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert member.process is not None
+            if member.process.poll() is not None:
+                raise AssertionError(f"{member.name} ended:\n{member.output()}")
+            try:
+                if (await self.status(member))["leader"]:
+                    return
+            except (aiohttp.ClientError, OSError):
+                pass
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{member.name} finds no leader:\n{member.output()}")
+
+    async def status(self, member: Member) -> dict[str, Any]:
+        """GET /api/status of one member."""
+        code, body, _ = await self.call(member, "GET", "/api/status")
+        assert code == 200, body
+        return dict(body)
+
+    async def leader(self, seconds: float = 10.0) -> Member:
+        """The member that leads, once one says so of itself and is not paused or dead."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            best: tuple[int, Member] | None = None
+            for member in self.members:
+                if member.process is None or member.process.poll() is not None:
+                    continue
+                try:
+                    status = await self.status(member)
+                except (aiohttp.ClientError, OSError, TimeoutError):
+                    continue
+                if status["role"] == "leader" and (best is None or status["term"] > best[0]):
+                    best = (status["term"], member)
+            if best is not None:
+                return best[1]
+            await asyncio.sleep(0.02)
+        raise AssertionError("no leader")
+
+    async def add(self, learner: bool = False) -> Member:
+        """Add a member to the cluster and start its process."""
+        member = self._new_member()
+        code, body, _ = await self.call(
+            await self.leader(),
+            "POST",
+            "/api/members",
+            json={"name": member.name, "peer_urls": [member.peer_url], "learner": learner},
+        )
+        assert code == 201, body
+        await self.start_added(member)
+        return member
+
+    async def start_added(self, member: Member) -> None:
+        """Start the process of a member that was added to the cluster before."""
+        others = [other for other in self.members if other is not member]
+        initial = ",".join(f"{each.name}={each.peer_url}" for each in [*others, member])
+        member.arguments = [
+            "--initial-cluster", initial, "--initial-cluster-state", "existing", *self.extra,
+        ]  # fmt: skip
+        if member not in self.members:
+            self.members.append(member)
+        member.start()
+
+    async def remove(self, member: Member) -> None:
+        """Take a member out of the cluster and end its process."""
+        status = await self.status(member)
+        others = [other for other in self.members if other is not member]
+        code, body, _ = await self.call(others[0], "DELETE", f"/api/members/{status['member_id']}")
+        assert code == 200, body
+        self.members = others
+        if member.process is not None and member.process.poll() is None:
+            member.stop()
+
+    async def equal_hashes(self, seconds: float = 20.0) -> dict[str, Any]:
+        """Wait until all members stand at one applied index, and demand one state hash."""
+        deadline = time.monotonic() + seconds
+        statuses: list[dict[str, Any]] = []
+        while time.monotonic() < deadline:
+            statuses = [await self.status(member) for member in self.members]
+            if len({status["applied_index"] for status in statuses}) == 1:
+                assert len({status["state_hash"] for status in statuses}) == 1, statuses
+                return statuses[0]
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"members do not come together: {statuses}")
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, size: int, extra: list[str] | None = None
+) -> AsyncIterator[Cluster]:
+    """A cluster that runs for the length of the block."""
+    async with Cluster(folder, size, extra) as cluster:
+        yield cluster
