@@ -150,7 +150,9 @@ check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the unco
 check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
 check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")
-check(REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body")
+check(
+    REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body"
+)
 check(HTTP_STREAM_BUFFER_BYTES < CONNECTION_OUTPUT_BYTES_MAX, "a slice must fit into the output")
 check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
 check(

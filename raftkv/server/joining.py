@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+
 import msgpack
 
 from raftkv.errors import ConfigError, PeerError
@@ -46,7 +47,9 @@ def decode_members(payload: bytes) -> Answer:
     """The inverse; raises PeerError for anything else."""
     try:
         cluster_id, rows = msgpack.unpackb(payload)
-        members = [(int(member_id), str(name), [str(u) for u in urls]) for member_id, name, urls in rows]
+        members = [
+            (int(member_id), str(name), [str(u) for u in urls]) for member_id, name, urls in rows
+        ]
         return int(cluster_id), members
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise PeerError(f"the answer of a member makes no sense: {error}") from error

@@ -18,7 +18,7 @@ from raftkv.machine.cluster import MemberInfo
 from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
-from raftkv.server.transport import ask_introduction
+from raftkv.server.joining import ask_members
 from raftkv.storage.backend import LmdbBackend
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.disk import Disk, RealDisk
@@ -124,7 +124,7 @@ async def _identity(config: ServerConfig) -> WalIdentity:
             "--initial-cluster-state existing needs the peer URLs of the cluster's members in "
             "--initial-cluster"
         )
-    cluster_id, members = await ask_introduction(others)
+    cluster_id, members = await ask_members(others)
     own_urls = set(config.advertised_peer_urls)
     for member_id, _, peer_urls in members:
         if own_urls & set(peer_urls):

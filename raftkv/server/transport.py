@@ -381,7 +381,7 @@ class Transport:
         self._send_executor = ThreadPoolExecutor(2, thread_name_prefix="raftkv-snapshot-out")
         self._server_ssl = server_ssl
         self._client_ssl = client_ssl
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepted: dict[PeerLink, asyncio.TimerHandle | None] = {}
         """Every accepted link, with its deadline while it has not said hello."""
@@ -397,20 +397,21 @@ class Transport:
 
     async def start(self) -> None:
         """Listen. Raises ConfigError when the address cannot be used."""
-        host, port = self._listen
-        try:
-            self._server = await self.loop.create_server(
-                self._accept,
-                host,
-                port,
-                ssl=self._server_ssl,
-                ssl_handshake_timeout=PEER_HANDSHAKE_SECONDS if self._server_ssl else None,
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen for peers on {host}:{port}: {error.strerror or error}; "
-                "choose another address or stop what uses it"
-            ) from error
+        for host, port in self._listen:
+            try:
+                server = await self.loop.create_server(
+                    self._accept,
+                    host,
+                    port,
+                    ssl=self._server_ssl,
+                    ssl_handshake_timeout=PEER_HANDSHAKE_SECONDS if self._server_ssl else None,
+                )
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot listen for peers on {host}:{port}: {error.strerror or error}; "
+                    "choose another address or stop what uses it"
+                ) from error
+            self._servers.append(server)
         self._each_second()
 
     async def close(self) -> None:
@@ -418,8 +419,8 @@ class Transport:
         self._closing = True
         if self._ticker is not None:
             self._ticker.cancel()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         self.set_peers({})
         for link in list(self._accepted):
             link.fail(PeerError("the member stops"))
@@ -432,14 +433,14 @@ class Transport:
         self._send_executor.shutdown(wait=False, cancel_futures=True)
         if self._own_executor:
             self._intake_executor.shutdown(wait=False, cancel_futures=True)
-        if self._server is not None:
-            await self._server.wait_closed()
+        for server in self._servers:
+            await server.wait_closed()
 
     @property
     def address(self) -> Address:
-        """Where this member listens; the port is the real one when 0 was asked for."""
-        check(self._server is not None and self._server.sockets, "the transport listens")
-        name = self._server.sockets[0].getsockname()  # type: ignore[union-attr]
+        """Where this member listens first; the port is the real one when 0 was asked for."""
+        check(self._servers and self._servers[0].sockets, "the transport listens")
+        name = self._servers[0].sockets[0].getsockname()
         return name[0], name[1]
 
     def set_peers(self, peers: Mapping[int, Sequence[Address]]) -> None:

@@ -133,9 +133,21 @@ def test_garbage_is_accepted_or_refused(data: bytes) -> None:
 
 def row(**changes: object) -> list[object]:
     """The fields of a sound heartbeat, some replaced by position name."""
-    names = (
-        "kind source target term index log_term entries commit reject hint hint_term snap context"
-    ).split()
+    names = [
+        "kind",
+        "source",
+        "target",
+        "term",
+        "index",
+        "log_term",
+        "entries",
+        "commit",
+        "reject",
+        "hint",
+        "hint_term",
+        "snap",
+        "context",
+    ]
     fields: dict[str, object] = dict.fromkeys(names, 1)
     fields.update(kind=7, entries=[], reject=False, snap=None, context=b"")
     fields.update(changes)
