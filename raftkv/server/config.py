@@ -299,7 +299,7 @@ class ServerConfig:
         group="Timing",
     )
     election_timeout: int = _setting(
-        1000,
+        600,
         parse_duration_ms,
         "MS",
         "Milliseconds without a leader after which a member stands for election.",

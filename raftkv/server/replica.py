@@ -269,6 +269,8 @@ class Replica:
         else:
             if placed is not None:
                 self.pending.placed(sequence, *placed)
+            else:
+                self.pending.forwarded(sequence, self.node.term)
         self._wake()
 
     # -- what the surroundings call ------------------------------------------------------------
@@ -430,6 +432,8 @@ class Replica:
         else:
             if placed is not None:
                 self.pending.placed(sequence, *placed)
+            else:
+                self.pending.forwarded(sequence, node.term)
 
     def _fitting(self) -> int:
         """How many of the gathered commands go into one batch; at least one."""
@@ -444,7 +448,7 @@ class Replica:
         """Proposals of a follower. The leader stamps them, as it does its own."""
         entries = []
         now_ms = self._around.wall_ms()
-        leading = self.node.role is Role.LEADER
+        leading = self.node.role is Role.LEADER and message.term == self.node.term
         for entry in message.entries:
             if entry.kind is EntryKind.BATCH:
                 data = commands.stamp_batch(entry.data, now_ms) if leading else entry.data
