@@ -30,6 +30,9 @@ from raftkv.consensus.types import (
 )
 from raftkv.errors import check
 
+QUIET = b"quiet"
+"""Context of an APPEND that only tells how far the log is committed: success needs no answer."""
+
 
 class Core:
     """One member. Used by the modules of this package only; the world uses `RaftNode`."""

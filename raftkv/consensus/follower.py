@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftkv.consensus.core import Core
+from raftkv.consensus.core import QUIET, Core
 from raftkv.consensus.types import Message, MessageKind, SnapshotMeta
 
 
@@ -22,7 +22,8 @@ def handle_append(core: Core, message: Message) -> None:
         last_new = message.entries[-1].index
     # Not the end of this log: what follows `last_new` may be from a former leader.
     log.commit_to(min(message.commit_index, last_new))
-    core.acknowledge(last_new)
+    if message.context != QUIET:
+        core.acknowledge(last_new)
 
 
 def _reject(core: Core, message: Message) -> None:

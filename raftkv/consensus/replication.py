@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raftkv.consensus import codec, confchange, quorum, reads
-from raftkv.consensus.core import Core
+from raftkv.consensus.core import QUIET, Core
 from raftkv.consensus.progress import Progress, ProgressState
 from raftkv.consensus.quorum import VoteResult
 from raftkv.consensus.types import (
@@ -25,6 +25,7 @@ _CONFIG = EntryKind.CONFIG
 _PROBE = ProgressState.PROBE
 _REPLICATE = ProgressState.REPLICATE
 _SNAPSHOT = ProgressState.SNAPSHOT
+_APPEND = MessageKind.APPEND
 
 
 def become_leader(core: Core) -> None:
@@ -154,10 +155,11 @@ def _send_append(core: Core, peer: int, progress: Progress, with_entries: bool) 
     except LogCompacted:
         _send_snapshot(core, peer, progress)
         return False
+    quiet = not entries and not progress.poke and progress.state is _REPLICATE
     progress.poke = False
     core.messages.append(
         Message(
-            MessageKind.APPEND,
+            _APPEND,
             core.member_id,
             peer,
             core.term,
@@ -165,6 +167,7 @@ def _send_append(core: Core, peer: int, progress: Progress, with_entries: bool) 
             previous_term,
             entries,
             log.committed,
+            context=QUIET if quiet else b"",
         )
     )
     progress.sent_commit = log.committed

@@ -113,7 +113,8 @@ class Surroundings(Protocol):
         """Make a write durable, in order; then `written()`."""
 
     def install(self, meta: SnapshotMeta) -> None:
-        """Replace the machine's tables by the received image of `meta` and reload it."""
+        """Replace the machine's tables by the received image of `meta`, reload the machine, then
+        call `installed(meta)`. Nothing is applied meanwhile."""
 
     def members_changed(self) -> None:
         """The members' ids or addresses changed; see `machine.members`."""
@@ -832,23 +833,30 @@ class Replica:
         self._compare_kept_hashes()
 
     def _install(self, meta: SnapshotMeta) -> None:
-        """A received snapshot is durable: the machine jumps to it."""
-        self._installing -= 1
+        """A received snapshot is durable: the machine is to jump to it."""
         if meta.index > self.machine.applied_index:
             self._committed.clear()
             self._around.install(meta)
-            check(
-                self.machine.applied_index == meta.index,
-                "the installed image stands at the snapshot's index",
-                machine=self.machine.applied_index,
-                snapshot=meta.index,
-            )
-            self.stats.snapshots_installed += 1
-            self.hashes.reset()
-            self.pending.jumped(meta.index)
-            self.hub.reset_after_install()
-            self._around.members_changed()
-        self._applied_up_to(self.machine.applied_index)
+        else:
+            self._installing -= 1
+            self._applied_up_to(self.machine.applied_index)
+
+    def installed(self, meta: SnapshotMeta) -> None:
+        """What `Surroundings.install` was asked for is done; the machine stands at `meta`."""
+        self._installing -= 1
+        check(
+            self.machine.applied_index == meta.index,
+            "the installed image stands at the snapshot's index",
+            machine=self.machine.applied_index,
+            snapshot=meta.index,
+        )
+        self.stats.snapshots_installed += 1
+        self.hashes.reset()
+        self.pending.jumped(meta.index)
+        self.hub.reset_after_install()
+        self._around.members_changed()
+        self._applied_up_to(meta.index)
+        self._wake()
 
 
 def _member_change(change: ConfigChange, conf: ConfState, attributes: list[Any]) -> MemberChange:

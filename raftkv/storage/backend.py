@@ -4,7 +4,7 @@ Both implement the tables protocol of the machine (`raftkv.machine.tables`), str
 the member needs around it, `Backend`. They pass the same conformance and model tests.
 
 Keys have 1 to KEY_BYTES_MAX + 32 bytes and are ordered bytewise; values have any length. Tables are
-numbered from 0. Everything but `copy_to` is called by the one thread that owns the member.
+numbered from 0. Everything but `Image.copy_to` is called by the one thread that owns the member.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from raftkv.errors import StorageError
 from raftkv.storage.lmdb_backend import LmdbBackend, MapGrownError
 from raftkv.storage.memory_backend import MemoryBackend
 
-__all__ = ["Backend", "LmdbBackend", "MapGrownError", "MemoryBackend", "Reader", "Writer"]
+__all__ = ["Backend", "Image", "LmdbBackend", "MapGrownError", "MemoryBackend", "Reader", "Writer"]
 
 Row = tuple[bytes, bytes]
 
@@ -51,6 +51,16 @@ class Writer(Reader, Protocol):
         """Remove one row; whether there was one."""
 
 
+class Image(Protocol):
+    """The state as it was when it was pinned, whatever is written since."""
+
+    def copy_to(self, path: str, offset: int = 0) -> None:
+        """Write it into `path` from `offset` on, not synced, and let go of it.
+
+        Once; may run in another thread while reads and writes go on.
+        """
+
+
 class Backend(Protocol):
     """Tables, and the member's handling of them as a whole."""
 
@@ -69,17 +79,19 @@ class Backend(Protocol):
         nothing was written then either, and the same block will pass when run again.
         """
 
-    def copy_to(self, path: str, offset: int = 0) -> None:
-        """Write an image of the committed state into `path` from `offset` on; not synced.
+    def pin(self) -> Image:
+        """The committed state of this moment, to be copied beside the traffic."""
 
-        May run in another thread while reads and writes go on.
+    def stage(self, path: str, offset: int, size: int) -> None:
+        """Make the image at [offset, offset + size) of `path` ready to become the state.
+
+        May run in another thread while reads and writes go on; takes as long as a copy. Raises
+        FormatError or CorruptionError when it is no image.
         """
 
-    def replace_from(self, path: str, offset: int, size: int) -> None:
-        """Make the image at [offset, offset + size) of `path` the whole state.
-
-        Atomic: after a crash there is the old state or the new one.
-        """
+    def install(self) -> None:
+        """Make the staged image the whole state. Atomic: after a crash there is the old state or
+        the new one. No view may be open."""
 
     def used_bytes(self) -> int:
         """What the quota counts: bytes of tables in use, without free space inside the file."""

@@ -121,34 +121,18 @@ class MemoryWriter(MemoryReader):
         return True
 
 
-class MemoryBackend:
-    """`Backend` in sorted dictionaries. `disk` is where images are written and read."""
+class MemoryImage:
+    """`Image` of copied tables."""
 
-    def __init__(self, *, disk: Disk | None = None, tables: int = TABLES) -> None:
-        self._disk: Disk = disk or RealDisk()
-        self._tables: list[Any] = [SortedDict() for _ in range(tables)]
-        self._changes = [0] * tables
-        self._views = 0
-        self._lock = threading.Lock()
-        self.disk_full: StorageError | None = None
+    __slots__ = ("_disk", "_tables")
 
-    def read(self) -> MemoryReader:
-        """See `Backend.read`."""
-        return MemoryReader(self)
-
-    def write(self) -> MemoryWriter:
-        """See `Backend.write`."""
-        return MemoryWriter(self)
-
-    def get(self, table: int, key: bytes) -> bytes | None:
-        """One row."""
-        value: bytes | None = self._tables[table].get(key)
-        return value
+    def __init__(self, disk: Disk, tables: list[dict[bytes, bytes]]) -> None:
+        self._disk = disk
+        self._tables = tables
 
     def copy_to(self, path: str, offset: int = 0) -> None:
-        """See `Backend.copy_to`."""
-        with self._lock:
-            tables = [dict.copy(rows) for rows in self._tables]
+        """See `Image.copy_to`."""
+        tables = self._tables
         file = self._disk.open(path, write=True, create=not self._disk.exists(path))
         try:
             parts, size = [IMAGE_MAGIC], len(IMAGE_MAGIC)
@@ -165,9 +149,40 @@ class MemoryBackend:
         finally:
             file.close()
 
-    def replace_from(self, path: str, offset: int, size: int) -> None:
-        """See `Backend.replace_from`."""
-        check(not self._views, "views are closed before the tables are replaced")
+
+class MemoryBackend:
+    """`Backend` in sorted dictionaries. `disk` is where images are written and read."""
+
+    def __init__(self, *, disk: Disk | None = None, tables: int = TABLES) -> None:
+        self._disk: Disk = disk or RealDisk()
+        self._tables: list[Any] = [SortedDict() for _ in range(tables)]
+        self._changes = [0] * tables
+        self._views = 0
+        self._lock = threading.Lock()
+        self.disk_full: StorageError | None = None
+        self._staged: list[Any] | None = None
+
+    def read(self) -> MemoryReader:
+        """See `Backend.read`."""
+        return MemoryReader(self)
+
+    def write(self) -> MemoryWriter:
+        """See `Backend.write`."""
+        return MemoryWriter(self)
+
+    def get(self, table: int, key: bytes) -> bytes | None:
+        """One row."""
+        value: bytes | None = self._tables[table].get(key)
+        return value
+
+    def pin(self) -> MemoryImage:
+        """See `Backend.pin`."""
+        with self._lock:
+            tables = [dict.copy(rows) for rows in self._tables]
+        return MemoryImage(self._disk, tables)
+
+    def stage(self, path: str, offset: int, size: int) -> None:
+        """See `Backend.stage`."""
         file = self._disk.open(path)
         try:
             data = file.read(offset, size)
@@ -187,8 +202,15 @@ class MemoryBackend:
                 raise CorruptionError(f"{path}: offset {offset + at}: no row", path=path)
             tables[table][data[at : at + key_bytes]] = data[at + key_bytes : end]
             at = end
+        self._staged = tables
+
+    def install(self) -> None:
+        """See `Backend.install`."""
+        check(not self._views, "views are closed before the tables are replaced")
+        check(self._staged is not None, "an image is staged before it is installed")
         with self._lock:
-            self._tables[:] = tables
+            self._tables[:] = self._staged or []
+        self._staged = None
 
     def used_bytes(self) -> int:
         """See `Backend.used_bytes`. Counts every row: for small tables only."""
