@@ -59,7 +59,10 @@ COMPACT_ROWS_PER_SLICE = 500
 COMPACT_PAUSE_SECONDS = 0.002
 NO_SPACE_CLEARED_AT = 0.95
 """A space alarm clears itself once this share of the quota is used, or less."""
-LEARNER_READY_SHARE = 0.9
+SNAPSHOT_SHARE = 4
+"""A snapshot is due when the log since the last one is more than this part of the data. A write
+takes about two and a half times its log bytes in the tables, so snapshots come at a growing
+distance: each costs about what was written since the one before."""
 
 
 def now_ms() -> int:
@@ -396,11 +399,15 @@ class Member:
 
     def members_changed(self) -> None:
         """See `Surroundings.members_changed`."""
-        peers = {}
-        for info in self.machine.members():
-            if info.member_id != self.member_id:
-                peers[info.member_id] = [split_url(url) for url in info.peer_urls]
-        self.transport.set_peers(peers)
+        urls = {info.member_id: info.peer_urls for info in self.machine.members()}
+        urls = urls or self._opened.introduced
+        self.transport.set_peers(
+            {
+                member_id: [split_url(url) for url in peer_urls]
+                for member_id, peer_urls in urls.items()
+                if member_id != self.member_id
+            }
+        )
 
     def removed(self) -> None:
         """See `Surroundings.removed`."""
@@ -577,8 +584,9 @@ class Member:
 
     def _snapshot_due(self) -> bool:
         log_bytes = self._opened.log.bytes_since(self._snapshot_index())
-        floor = self.config.snapshot_log_bytes
-        return log_bytes > floor and log_bytes > self._opened.backend.used_bytes()
+        if log_bytes <= self.config.snapshot_log_bytes:
+            return False
+        return log_bytes * SNAPSHOT_SHARE > self._opened.backend.used_bytes()
 
     async def _snapshot_and_compact(self) -> None:
         try:

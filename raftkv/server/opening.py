@@ -43,6 +43,9 @@ class Opened:
     backend: LmdbBackend
     machine: Machine
     identity: WalIdentity
+    introduced: dict[int, tuple[str, ...]]
+    """Peer URLs of the members that a newcomer was told of: whom to answer while its own tables
+    say nothing about members."""
 
     def begin_snapshot(self) -> Callable[[], SnapshotInfo]:
         """Pin the state of this moment; the result makes the snapshot file, in a thread."""
@@ -102,7 +105,11 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
             log.warning(note)
         if data.identity is None:
             data.found(await _identity(config))
-        return _open(config, disk, data)
+        opened = _open(config, disk, data)
+        if not opened.machine.members():
+            _, members = await ask_members(_others(config))
+            opened.introduced = {member_id: tuple(urls) for member_id, _, urls in members}
+        return opened
     except BaseException:
         data.close()
         raise
@@ -113,18 +120,7 @@ async def _identity(config: ServerConfig) -> WalIdentity:
     founding = found(config)
     if config.initial_cluster_state == "new":
         return WalIdentity(founding.cluster_id, founding.member_id)
-    others = [
-        address
-        for name, urls in config.founding_members.items()
-        if name != config.name
-        for address in config.addresses_of(urls)
-    ]
-    if not others:
-        raise ConfigError(
-            "--initial-cluster-state existing needs the peer URLs of the cluster's members in "
-            "--initial-cluster"
-        )
-    cluster_id, members = await ask_members(others)
+    cluster_id, members = await ask_members(_others(config))
     own_urls = set(config.advertised_peer_urls)
     for member_id, _, peer_urls in members:
         if own_urls & set(peer_urls):
@@ -133,6 +129,21 @@ async def _identity(config: ServerConfig) -> WalIdentity:
         f"the cluster has no member with the peer URL {', '.join(sorted(own_urls))}; add it first: "
         f"raftkv member add {config.name} --peer-urls {','.join(sorted(own_urls))}"
     )
+
+
+def _others(config: ServerConfig) -> list[tuple[str, int]]:
+    """Peer addresses of the other members, as configured."""
+    others = [
+        address
+        for name, urls in config.founding_members.items()
+        if name != config.name
+        for address in config.addresses_of(urls)
+    ]
+    if not others:
+        raise ConfigError(
+            "a member that joins a cluster needs the peer URLs of its members in --initial-cluster"
+        )
+    return others
 
 
 def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
@@ -166,7 +177,7 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
             "revision": machine.revision,
         },
     )
-    return Opened(data, snapshots, wal, wal_log, backend, machine, identity)
+    return Opened(data, snapshots, wal, wal_log, backend, machine, identity, {})
 
 
 def _open_wal(

@@ -553,6 +553,7 @@ class Replica:
 
     def _apply_config(self, entry: Entry) -> None:
         change = decode_change(entry.data)
+        belonged = self.member_id in _everybody(self.node.conf)
         conf = self.node.apply_change(change)
         attributes: list[Any] = []
         origin = boot = sequence = 0
@@ -565,11 +566,12 @@ class Replica:
         if origin == self.member_id and boot == self.boot:
             self.pending.resolve(sequence, applied.results)
         self._around.members_changed()
-        gone = {*conf.voters, *conf.learners, *conf.voters_outgoing}
         for kind, member_id in change.changes:
             if kind is ChangeKind.REMOVE:
                 self.hashes.forget(member_id)
-        if self.member_id not in gone and not self._removed and conf.voters:
+        # A newcomer that reads old entries is not a member yet; only a change that takes this
+        # member out ends it.
+        if belonged and self.member_id not in _everybody(conf) and not self._removed:
             self._removed = True
             self._around.removed()
 
@@ -861,6 +863,10 @@ class Replica:
         self._around.members_changed()
         self._applied_up_to(meta.index)
         self._wake()
+
+
+def _everybody(conf: ConfState) -> set[int]:
+    return {*conf.voters, *conf.learners, *conf.voters_outgoing}
 
 
 def _member_change(change: ConfigChange, conf: ConfState, attributes: list[Any]) -> MemberChange:
