@@ -109,6 +109,7 @@ def test_cannot_commit_without_new_term_entry() -> None:
             if message.kind is not K.APPEND:
                 group.deliver(message)
     assert node.role is Role.LEADER
+    group.committed_seen = 99  # The answers are made up: no disk holds what they claim.
     # A majority has the entries of term 2, index 3; nothing of term 3 is anywhere else.
     for member in (2, 3, 4):
         group.send(K.APPEND_REPLY, member, 1, term=3, index=3)
