@@ -194,7 +194,7 @@ SEEDS = (
     PUT,
     b"GET /api/kv?prefix=a&limit=2 HTTP/1.1\r\nHost: h\r\nAccept: */*\r\n\r\n",
     b"POST /api/txn HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-    b"DELETE /api/kv/x HTTP/1.0\r\nConnection: keep-alive\r\nIf-Match: \"7\"\r\n\r\n",
+    b'DELETE /api/kv/x HTTP/1.0\r\nConnection: keep-alive\r\nIf-Match: "7"\r\n\r\n',
 )
 
 
@@ -210,7 +210,16 @@ def mutated(rng: random.Random) -> bytes:
             del data[at : at + rng.randint(1, 8)]
         elif choice == 2:
             data[at:at] = rng.choice(
-                [b"\r\n", b"\n", b"\0", b":", b" ", b"%", b"Content-Length: 1\r\n", rng.randbytes(5)]
+                [
+                    b"\r\n",
+                    b"\n",
+                    b"\0",
+                    b":",
+                    b" ",
+                    b"%",
+                    b"Content-Length: 1\r\n",
+                    rng.randbytes(5),
+                ]
             )
         else:
             data[at:at] = data[at : at + rng.randint(1, 30)]
@@ -218,7 +227,9 @@ def mutated(rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_fuzz_a_request_or_a_4xx_and_nothing_else(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fuzz_a_request_or_a_4xx_and_nothing_else(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Any bytes, in any pieces. Reproduce with the seed in the test's name."""
     monkeypatch.setattr(parser_module, "HTTP_BODY_BYTES_MAX", 4096)
     rng = random.Random(seed)
