@@ -62,7 +62,7 @@ _HUES = ("cyan", "magenta", "yellow", "blue", "green", "red")
     "extra",
     multiple=True,
     metavar="SETTING=VALUE",
-    help="A setting of `raftkv serve` for every member, for example max-txn-ops=64.",
+    help="A setting of `raftkv serve` for every member, for example max-watchers=64.",
 )
 def dev(
     members: int,

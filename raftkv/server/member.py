@@ -245,6 +245,7 @@ class Member:
             "first_index": node.first_index,
             "last_index": node.last_index,
             "state_hash": machine.state_hash.hex(),
+            "hash_index": machine.applied_index,
             "keys": machine.keys,
             "leases": len(self.replica.lessor) if self.replica.lessor.leading else None,
             "watchers": len(self.replica.hub),
