@@ -18,7 +18,7 @@ from raftkv.machine.cluster import MemberInfo
 from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
-from raftkv.server.joining import ask_members
+from raftkv.server.introduction import ask_introduction
 from raftkv.storage.backend import LmdbBackend
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.disk import Disk, RealDisk
@@ -107,7 +107,7 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
             data.found(await _identity(config))
         opened = _open(config, disk, data)
         if not opened.machine.members():
-            _, members = await ask_members(_others(config))
+            _, members = await ask_introduction(_others(config))
             opened.introduced = {member_id: tuple(urls) for member_id, _, urls in members}
         return opened
     except BaseException:
@@ -120,7 +120,7 @@ async def _identity(config: ServerConfig) -> WalIdentity:
     founding = found(config)
     if config.initial_cluster_state == "new":
         return WalIdentity(founding.cluster_id, founding.member_id)
-    cluster_id, members = await ask_members(_others(config))
+    cluster_id, members = await ask_introduction(_others(config))
     own_urls = set(config.advertised_peer_urls)
     for member_id, _, peer_urls in members:
         if own_urls & set(peer_urls):
