@@ -7,6 +7,7 @@
     │   ├── StorageError            a file that cannot be read, written or trusted
     │   │   ├── CorruptionError         bytes that fail their check; names the file and the offset
     │   │   ├── FormatError             written by a newer or foreign program
+    │   │   ├── DiskFullError           no space left to write; never fatal
     │   │   └── LockedError             another process owns the data directory
     │   └── PeerError               a peer that must not be talked to
     ├── Refused                 definitely did not happen, and will not
@@ -68,9 +69,17 @@ class ConfigError(OperatingError):
 
 
 class StorageError(OperatingError):
-    """A file that cannot be read, written or trusted."""
+    """A file that cannot be read, written or trusted.
+
+    `fatal`: a sync failed, so nobody knows what is on the disk, and a second attempt may succeed
+    without the data. The process must end without another word to anyone.
+    """
 
     code = "storage"
+
+    def __init__(self, message: str, *, fatal: bool = False, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.fatal = fatal
 
 
 class CorruptionError(StorageError):
@@ -83,6 +92,12 @@ class FormatError(StorageError):
     """Data written by a newer, older or foreign program that this one must not touch."""
 
     code = "format"
+
+
+class DiskFullError(StorageError):
+    """The disk or the tables' map has no room; what was to be written is not acknowledged."""
+
+    code = "disk_full"
 
 
 class LockedError(StorageError):

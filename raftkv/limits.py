@@ -83,8 +83,48 @@ HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
 HTTP_TARGET_BYTES_MAX: Final = 192 * KIB
 HTTP_PIPELINE_BYTES_MAX: Final = 256 * KIB
+HTTP_PIPELINE_REQUESTS_MAX: Final = 256
+HTTP_BODY_BYTES_MAX: Final = 2 * REQUEST_BYTES_MAX  # base64 and JSON take room
+HTTP_REQUEST_SECONDS: Final = 30
+HTTP_IDLE_SECONDS: Final = 180
+HTTP_LINGER_SECONDS: Final = 2
+HTTP_DRAIN_SECONDS: Final = 10
+HTTP_WAIT_SECONDS_DEFAULT: Final = 60
+HTTP_WAIT_SECONDS_MAX: Final = 600
+HTTP_STREAM_SLICE_KEYS: Final = 500
+HTTP_STREAM_BUFFER_BYTES: Final = 256 * KIB
 CONNECTION_OUTPUT_BYTES_MAX: Final = 32 * MIB
 JSON_NESTING_MAX: Final = 32
+
+# HTTP/2 and gRPC (RFC 9113). Windows and frames are what we advertise, budgets are token buckets:
+# a burst, and what flows back each second.
+HTTP2_FRAME_BYTES_MAX: Final = 16 * KIB
+HTTP2_STREAMS_MAX: Final = 1024
+HTTP2_STREAM_WINDOW_BYTES: Final = 1 * MIB
+HTTP2_CONNECTION_WINDOW_BYTES: Final = 16 * MIB
+HTTP2_CONNECTION_INPUT_BYTES_MAX: Final = 32 * MIB
+HTTP2_STREAM_OUTPUT_BYTES_HIGH: Final = 512 * KIB
+HTTP2_TURN_OUTPUT_BYTES: Final = 1 * MIB
+HTTP2_HEADER_BLOCK_BYTES_MAX: Final = 64 * KIB
+HTTP2_HEADER_LIST_BYTES_MAX: Final = 64 * KIB
+HTTP2_HEADER_TABLE_BYTES: Final = 4096
+HTTP2_CONTINUATIONS_MAX: Final = 16
+HTTP2_MEMO_BLOCKS_MAX: Final = 64
+HTTP2_MEMO_BLOCK_BYTES_MAX: Final = 2048
+HTTP2_ENDED_STREAMS_KEPT: Final = 256
+HTTP2_RESETS_BURST: Final = 2000
+HTTP2_RESETS_PER_SECOND: Final = 200
+HTTP2_CHATTER_BURST: Final = 2000
+HTTP2_CHATTER_PER_SECOND: Final = 500
+HTTP2_HANDSHAKE_SECONDS: Final = 10
+HTTP2_STALL_SECONDS: Final = 60
+GRPC_MESSAGE_BYTES_MAX: Final = REQUEST_BYTES_MAX + 512 * KIB
+GRPC_STATUS_MESSAGE_BYTES_MAX: Final = 4096
+GRPC_PINGS_MIN_SECONDS: Final = 5
+GRPC_IDLE_PINGS_MIN_SECONDS: Final = 2 * 60 * 60
+GRPC_PING_STRIKES_MAX: Final = 2
+GRPC_KEEPALIVE_SECONDS: Final = 2 * 60 * 60
+GRPC_KEEPALIVE_TIMEOUT_SECONDS: Final = 20
 
 # Watches.
 WATCHERS_MAX: Final = 100_000
@@ -110,4 +150,25 @@ check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the unco
 check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
 check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")
+check(
+    REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body"
+)
+check(HTTP_STREAM_BUFFER_BYTES < CONNECTION_OUTPUT_BYTES_MAX, "a slice must fit into the output")
 check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
+check(
+    HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES,
+    "one stream must be able to use its window",
+)
+check(
+    HTTP2_CONNECTION_WINDOW_BYTES <= HTTP2_CONNECTION_INPUT_BYTES_MAX,
+    "a full connection window must fit into the input bound",
+)
+check(
+    GRPC_MESSAGE_BYTES_MAX <= HTTP2_CONNECTION_INPUT_BYTES_MAX,
+    "a message must fit into the input bound",
+)
+check(HTTP2_FRAME_BYTES_MAX >= 16 * KIB, "RFC 9113 section 6.5.2: not below 16,384")
+check(
+    HTTP2_STREAM_OUTPUT_BYTES_HIGH < CONNECTION_OUTPUT_BYTES_MAX,
+    "one stream alone must not fill the connection's output",
+)

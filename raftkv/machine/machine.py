@@ -293,12 +293,13 @@ class Machine:
         event's revision. Raises Compacted when `from_revision` is before `compact_revision`.
         """
         oldest = self.compact_revision
+        from_revision = max(from_revision, 0)
         if from_revision < oldest:
             raise Compacted(
                 f"events before revision {oldest} have been compacted", oldest_revision=oldest
             )
         with self._tables.read() as reader:
-            return mvcc.history(reader, max(from_revision, 0), to_revision, events_max)
+            return mvcc.history(reader, from_revision, to_revision, events_max)
 
     def previous(self, event: Event) -> Record | None:
         """The record that `event` replaced or deleted; None: there was none, or it is compacted."""

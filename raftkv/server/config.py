@@ -15,7 +15,7 @@ import dataclasses
 import platform
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -299,7 +299,7 @@ class ServerConfig:
         group="Timing",
     )
     election_timeout: int = _setting(
-        1000,
+        600,
         parse_duration_ms,
         "MS",
         "Milliseconds without a leader after which a member stands for election.",
@@ -411,6 +411,11 @@ class ServerConfig:
         """Hosts and ports to listen on for peers."""
         return tuple(split_url(url) for url in self.listen_peer_urls)
 
+    @staticmethod
+    def addresses_of(urls: Iterable[str]) -> list[tuple[str, int]]:
+        """Hosts and ports of checked URLs."""
+        return [split_url(url) for url in urls]
+
     @property
     def advertised_client_urls(self) -> tuple[str, ...]:
         """What clients may dial; a wildcard address becomes this machine's name."""
@@ -421,7 +426,10 @@ class ServerConfig:
     @property
     def advertised_peer_urls(self) -> tuple[str, ...]:
         """What the other members may dial."""
-        return self.initial_advertise_peer_urls or self.listen_peer_urls
+        if self.initial_advertise_peer_urls:
+            return self.initial_advertise_peer_urls
+        listed = split_initial_cluster(self.initial_cluster).get(self.name)
+        return listed or self.listen_peer_urls
 
     @property
     def founding_members(self) -> dict[str, tuple[str, ...]]:

@@ -35,15 +35,18 @@ from raftkv.errors import (
     OutcomeUnknown,
     RaftkvError,
 )
-from raftkv.limits import SNAPSHOT_CHUNK_BYTES, WATCH_PROGRESS_SECONDS
+from raftkv.limits import WATCH_PROGRESS_SECONDS
 from raftkv.machine import commands
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.config import ServerConfig, split_url
+from raftkv.server.joining import check_question, encode_members
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
 from raftkv.server.transport import Transport
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.storage.snapshots import SnapshotInfo
+from raftkv.storage.wal import Wal
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,10 @@ COMPACT_ROWS_PER_SLICE = 500
 COMPACT_PAUSE_SECONDS = 0.002
 NO_SPACE_CLEARED_AT = 0.95
 """A space alarm clears itself once this share of the quota is used, or less."""
-LEARNER_READY_SHARE = 0.9
+SNAPSHOT_SHARE = 4
+"""A snapshot is due when the log since the last one is more than this part of the data. A write
+takes about two and a half times its log bytes in the tables, so snapshots come at a growing
+distance: each costs about what was written since the one before."""
 
 
 def now_ms() -> int:
@@ -76,8 +82,8 @@ class Member:
     ) -> None:
         self.config = config
         self.stats = StoreStats()
-        self.member_id = opened.member_id
-        self.cluster_id = opened.cluster_id
+        self.member_id = opened.identity.member_id
+        self.cluster_id = opened.identity.cluster_id
         self.machine = opened.machine
         self.ended: asyncio.Future[RaftkvError | None] = loop.create_future()
         self._opened = opened
@@ -91,6 +97,9 @@ class Member:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._snapshotting: asyncio.Task[Any] | None = None
+        self._installing = False
+        self._copies = 0
+        """Snapshots of this member's own in the making; tables are not replaced meanwhile."""
         self._compacting = False
         self._announcing = False
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
@@ -133,9 +142,11 @@ class Member:
             on_messages=self._on_messages,
             on_frame=self.replica.receive_frame,
             on_unreachable=self._on_unreachable,
-            on_snapshot=self._on_snapshot,
-            on_introduction=self._introduce,
+            on_snapshot_received=self._on_snapshot,
+            on_fatal=self._on_failed,
+            on_ask=self._on_ask,
             snapshots=opened.snapshots,
+            snapshot_executor=self._copier,
         )
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
@@ -327,8 +338,7 @@ class Member:
         """See `Store.snapshot`."""
         await self._confirmed()
         info = await self._take_snapshot()
-        size = self._opened.snapshots.size_of(info)
-        return SnapshotStream(info.meta.index, self.machine.revision, size, self._chunks(info))
+        return SnapshotStream(info.meta.index, self.machine.revision, info.size, self._chunks(info))
 
     # -- Surroundings ----------------------------------------------------------------------------
 
@@ -372,21 +382,32 @@ class Member:
 
     def install(self, meta: SnapshotMeta) -> None:
         """See `Surroundings.install`."""
-        info = self._opened.snapshots.latest()
-        if info is None or info.meta.index != meta.index:
-            raise MemberNotFound(f"the snapshot at index {meta.index} is not there")
-        with self._opened.snapshots.image_path(info) as path:
-            self._opened.backend.replace_from(path)
-        self.machine.reload()
+        self._spawn(self._install(meta))
+
+    async def _install(self, meta: SnapshotMeta) -> None:
+        self._installing = True
+        try:
+            while self._copies:
+                await asyncio.sleep(0.01)
+            await self._loop.run_in_executor(self._copier, self._opened.stage_snapshot, meta)
+            self._opened.backend.install()
+            self.machine.reload()
+        finally:
+            self._installing = False
         log.info("installed a snapshot", extra={"index": meta.index})
+        self.replica.installed(meta)
 
     def members_changed(self) -> None:
         """See `Surroundings.members_changed`."""
-        peers = {}
-        for info in self.machine.members():
-            if info.member_id != self.member_id:
-                peers[info.member_id] = [split_url(url) for url in info.peer_urls]
-        self.transport.set_peers(peers)
+        urls = {info.member_id: info.peer_urls for info in self.machine.members()}
+        urls = urls or self._opened.introduced
+        self.transport.set_peers(
+            {
+                member_id: [split_url(url) for url in peer_urls]
+                for member_id, peer_urls in urls.items()
+                if member_id != self.member_id
+            }
+        )
 
     def removed(self) -> None:
         """See `Surroundings.removed`."""
@@ -418,7 +439,7 @@ class Member:
                     "leader": f"{leader:016x}" if leader != NO_MEMBER else "none",
                 },
             )
-        if self._snapshotting is None and self._snapshot_due():
+        if self._snapshotting is None and not self._installing and self._snapshot_due():
             self._snapshotting = self._spawn(self._snapshot_and_compact())
         if self.machine.compaction_pending and not self._compacting:
             self._compacting = True
@@ -442,9 +463,9 @@ class Member:
     def _on_unreachable(self, peer: int) -> None:
         self.node.report_unreachable(peer)
 
-    def _on_snapshot(self, peer: int, message: Message) -> None:
+    def _on_snapshot(self, message: Message) -> None:
         """A snapshot's whole file arrived and was verified."""
-        self._on_messages(peer, [message])
+        self._on_messages(message.source, [message])
 
     def _snapshot_sent(self, peer: int, delivered: bool) -> None:
         if delivered:
@@ -563,8 +584,9 @@ class Member:
 
     def _snapshot_due(self) -> bool:
         log_bytes = self._opened.log.bytes_since(self._snapshot_index())
-        floor = self.config.snapshot_log_bytes
-        return log_bytes > floor and log_bytes > self._opened.backend.used_bytes()
+        if log_bytes <= self.config.snapshot_log_bytes:
+            return False
+        return log_bytes * SNAPSHOT_SHARE > self._opened.backend.used_bytes()
 
     async def _snapshot_and_compact(self) -> None:
         try:
@@ -575,10 +597,16 @@ class Member:
         finally:
             self._snapshotting = None
 
-    async def _take_snapshot(self) -> Any:
+    async def _take_snapshot(self) -> SnapshotInfo:
         """Make a snapshot of the applied state beside the traffic, and let go of the old log."""
         opened = self._opened
-        info = await self._loop.run_in_executor(self._copier, opened.make_snapshot)
+        while self._installing:
+            await asyncio.sleep(0.01)
+        self._copies += 1
+        try:
+            info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
+        finally:
+            self._copies -= 1
         self.stats.snapshots_taken += 1
         meta = info.meta
         opened.log.snapshot_ready(meta)
@@ -586,7 +614,7 @@ class Member:
         if keep_from > opened.log.first_index():
             opened.log.compact(keep_from)
 
-        def release(wal: Any) -> None:
+        def release(wal: Wal) -> None:
             wal.mark_snapshot(meta)
             wal.sync()
             wal.release(keep_from)
@@ -595,12 +623,11 @@ class Member:
         log.info("took a snapshot", extra={"index": meta.index})
         return info
 
-    async def _chunks(self, info: Any) -> AsyncIterator[bytes]:
-        offset, store = 0, self._opened.snapshots
-        size = store.size_of(info)
-        while offset < size:
-            chunk = await self._loop.run_in_executor(
-                self._copier, store.read_file, info, offset, SNAPSHOT_CHUNK_BYTES
+    async def _chunks(self, info: SnapshotInfo) -> AsyncIterator[bytes]:
+        offset = 0
+        while offset < info.size:
+            chunk, _ = await self._loop.run_in_executor(
+                self._copier, self._opened.snapshots.read_chunk, info, offset
             )
             offset += len(chunk)
             yield chunk
@@ -646,12 +673,10 @@ class Member:
             raise result
         return result
 
-    def _introduce(self) -> list[Any]:
-        """What a newcomer is told: [cluster id, [[member id, name, peer urls], ...]]."""
-        members = [
-            [info.member_id, info.name, list(info.peer_urls)] for info in self.machine.members()
-        ]
-        return [self.cluster_id, members]
+    def _on_ask(self, question: bytes) -> bytes:
+        check_question(question)
+        members = [(info.member_id, info.name, info.peer_urls) for info in self.machine.members()]
+        return encode_members(self.cluster_id, members)
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(coroutine)

@@ -37,6 +37,7 @@ from raftkv.consensus.types import (
 from raftkv.errors import (
     ChangeRefused,
     Corrupt,
+    DiskFullError,
     LeaseNotFound,
     MemberExists,
     MemberNotFound,
@@ -73,7 +74,8 @@ from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
     from raftkv.machine.machine import Machine
-    from raftkv.storage.wal import WalLog, WriteReceipt
+    from raftkv.storage.wal import WriteReceipt
+    from raftkv.storage.wallog import WalLog
 
 BATCH_COMMAND_BYTES_MAX = BATCH_BYTES_MAX - 256
 """Bytes of commands in one batch; the rest is for its head."""
@@ -111,7 +113,8 @@ class Surroundings(Protocol):
         """Make a write durable, in order; then `written()`."""
 
     def install(self, meta: SnapshotMeta) -> None:
-        """Replace the machine's tables by the received image of `meta` and reload it."""
+        """Replace the machine's tables by the received image of `meta`, reload the machine, then
+        call `installed(meta)`. Nothing is applied meanwhile."""
 
     def members_changed(self) -> None:
         """The members' ids or addresses changed; see `machine.members`."""
@@ -165,7 +168,9 @@ class Replica:
         self._refusing: Refused | None = None
         self._removed = False
         self._hash_sent = 0
+        self._apply_blocked = False
         self.corrupt = False
+        """This member's state was found to differ from the others'; it serves no more."""
 
     # -- what doors call ---------------------------------------------------------------------
 
@@ -264,6 +269,8 @@ class Replica:
         else:
             if placed is not None:
                 self.pending.placed(sequence, *placed)
+            else:
+                self.pending.forwarded(sequence, self.node.term)
         self._wake()
 
     # -- what the surroundings call ------------------------------------------------------------
@@ -273,6 +280,7 @@ class Replica:
         if stalled_ms:
             self.stats.stalls += 1
             self.lessor.stalled(stalled_ms)
+        self._apply_blocked = False
         self.node.tick()
         self.stats.proposals_failed += self.pending.expire(now_ms)
         self.reads.expire(now_ms, ROUND_ABANDON_MS, read_timed_out())
@@ -424,6 +432,8 @@ class Replica:
         else:
             if placed is not None:
                 self.pending.placed(sequence, *placed)
+            else:
+                self.pending.forwarded(sequence, node.term)
 
     def _fitting(self) -> int:
         """How many of the gathered commands go into one batch; at least one."""
@@ -438,7 +448,7 @@ class Replica:
         """Proposals of a follower. The leader stamps them, as it does its own."""
         entries = []
         now_ms = self._around.wall_ms()
-        leading = self.node.role is Role.LEADER
+        leading = self.node.role is Role.LEADER and message.term == self.node.term
         for entry in message.entries:
             if entry.kind is EntryKind.BATCH:
                 data = commands.stamp_batch(entry.data, now_ms) if leading else entry.data
@@ -543,6 +553,7 @@ class Replica:
 
     def _apply_config(self, entry: Entry) -> None:
         change = decode_change(entry.data)
+        belonged = self.member_id in _everybody(self.node.conf)
         conf = self.node.apply_change(change)
         attributes: list[Any] = []
         origin = boot = sequence = 0
@@ -555,11 +566,12 @@ class Replica:
         if origin == self.member_id and boot == self.boot:
             self.pending.resolve(sequence, applied.results)
         self._around.members_changed()
-        gone = {*conf.voters, *conf.learners, *conf.voters_outgoing}
         for kind, member_id in change.changes:
             if kind is ChangeKind.REMOVE:
                 self.hashes.forget(member_id)
-        if self.member_id not in gone and not self._removed and conf.voters:
+        # A newcomer that reads old entries is not a member yet; only a change that takes this
+        # member out ends it.
+        if belonged and self.member_id not in _everybody(conf) and not self._removed:
             self._removed = True
             self._around.removed()
 
@@ -718,7 +730,12 @@ class Replica:
 
     def _can_apply(self) -> bool:
         queue = self._committed
-        return bool(queue) and not self._installing and queue[0].index <= self.log.last_index()
+        return (
+            bool(queue)
+            and not self._installing
+            and not self._apply_blocked
+            and queue[0].index <= self.log.last_index()
+        )
 
     # -- carrying out Ready ------------------------------------------------------------------------
 
@@ -771,30 +788,32 @@ class Replica:
 
     def _apply_committed(self) -> None:
         queue = self._committed
+        if queue[0].kind is EntryKind.CONFIG:
+            self._apply_config(queue[0])
+            self._applied_up_to(queue.popleft().index)
+            return
         batch: list[tuple[int, int, bytes]] = []
         size = 0
         # What is not durable here waits, though committed: a restart must not find the tables
         # ahead of the log.
         durable = self.log.last_index()
-        while (
-            queue
-            and queue[0].index <= durable
-            and len(batch) < APPLY_ENTRIES_PER_TURN
-            and size < APPLY_BYTES_PER_TURN
-        ):
-            if queue[0].kind is EntryKind.CONFIG:
-                if not batch:
-                    entry = queue.popleft()
-                    self._apply_config(entry)
-                    self._applied_up_to(entry.index)
+        for entry in queue:
+            if entry.index > durable or entry.kind is EntryKind.CONFIG:
                 break
-            entry = queue.popleft()
             batch.append((entry.index, entry.term, entry.data))
             size += len(entry.data)
-        if not batch:
+            if len(batch) >= APPLY_ENTRIES_PER_TURN or size >= APPLY_BYTES_PER_TURN:
+                break
+        try:
+            applied_entries = self.machine.apply(batch)
+        except DiskFullError:
+            # Nothing was applied; the next tick tries again. The log keeps what is committed.
+            self._apply_blocked = True
             return
+        for _ in batch:
+            queue.popleft()
         events = []
-        for applied in self.machine.apply(batch):
+        for applied in applied_entries:
             self._resolve(applied)
             events.extend(applied.events)
         if events:
@@ -820,23 +839,34 @@ class Replica:
         self._compare_kept_hashes()
 
     def _install(self, meta: SnapshotMeta) -> None:
-        """A received snapshot is durable: the machine jumps to it."""
-        self._installing -= 1
+        """A received snapshot is durable: the machine is to jump to it."""
         if meta.index > self.machine.applied_index:
             self._committed.clear()
             self._around.install(meta)
-            check(
-                self.machine.applied_index == meta.index,
-                "the installed image stands at the snapshot's index",
-                machine=self.machine.applied_index,
-                snapshot=meta.index,
-            )
-            self.stats.snapshots_installed += 1
-            self.hashes.reset()
-            self.pending.jumped(meta.index)
-            self.hub.reset_after_install()
-            self._around.members_changed()
-        self._applied_up_to(self.machine.applied_index)
+        else:
+            self._installing -= 1
+            self._applied_up_to(self.machine.applied_index)
+
+    def installed(self, meta: SnapshotMeta) -> None:
+        """What `Surroundings.install` was asked for is done; the machine stands at `meta`."""
+        self._installing -= 1
+        check(
+            self.machine.applied_index == meta.index,
+            "the installed image stands at the snapshot's index",
+            machine=self.machine.applied_index,
+            snapshot=meta.index,
+        )
+        self.stats.snapshots_installed += 1
+        self.hashes.reset()
+        self.pending.jumped(meta.index)
+        self.hub.reset_after_install()
+        self._around.members_changed()
+        self._applied_up_to(meta.index)
+        self._wake()
+
+
+def _everybody(conf: ConfState) -> set[int]:
+    return {*conf.voters, *conf.learners, *conf.voters_outgoing}
 
 
 def _member_change(change: ConfigChange, conf: ConfState, attributes: list[Any]) -> MemberChange:

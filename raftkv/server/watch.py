@@ -48,8 +48,8 @@ from raftkv.limits import (
     WATCH_SLICE_WATCHERS_MAX,
     WATCHERS_MAX,
 )
-from raftkv.machine.events import DELETE, Event
-from raftkv.machine.records import Record
+from raftkv.machine.events import Event
+from raftkv.machine.records import DELETE, Record
 from raftkv.server.watch_index import TO_THE_END, RangeIndex
 
 log = logging.getLogger(__name__)
@@ -297,7 +297,8 @@ class WatchHub:
         """The turns of `pump`. May hold watches that have left; `_queued` keeps them unique."""
         self._marks: deque[Watch] = deque()
         """Those that the progress sweep under way has not come to yet."""
-        self._round = 0
+        self._round = 1
+        """Numbers the slices; 0 in a watch: none since its last turn."""
         self._slice_events = 64
         self._busy = False
         self._previous: dict[tuple[int, int], Record | None] = {}

@@ -1,0 +1,528 @@
+"""gRPC calls: streams of a connection that speak messages and statuses.
+
+A unary call is made for speed. Its handler runs inside `receive`, as soon as the request is
+complete, and answers then or in a later turn by `reply` or `fail`; either appends a few ready-made
+pieces to the connection's output. No task, future, timer or lock is made for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from raftkv import limits
+from raftkv.api.grpc import frames, status
+from raftkv.api.grpc.connection import ServerConnection, Stream
+from raftkv.api.grpc.frames import ErrorCode
+from raftkv.api.grpc.messages import CallFault, MessageReader, framed
+from raftkv.api.grpc.requests import RequestHead
+from raftkv.api.grpc.status import Metadata, Status
+
+if TYPE_CHECKING:
+    from raftkv.api.grpc.server import GrpcServer
+
+_BLOCK: Final = status.HEADERS_BLOCK
+_TRAILERS: Final = status.OK_TRAILERS_BLOCK
+# HEADERS frame, then the header of a DATA frame and the prefix of the message in it.
+_QUICK_HEAD: Final = Struct(f">5sI{len(_BLOCK)}sHBHIBI").pack
+_QUICK_HEAD_PREFIX: Final = frames.frame(frames.HEADERS, frames.END_HEADERS, 0, _BLOCK)[:5]
+_QUICK_TAIL: Final = Struct(f">5sI{len(_TRAILERS)}s").pack
+_QUICK_TAIL_PREFIX: Final = frames.frame(
+    frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0, _TRAILERS
+)[:5]
+
+DEADLINE_TEXT: Final = "context deadline exceeded"
+
+
+class GrpcHead(RequestHead):
+    """What every call with the same header block has in common."""
+
+    __slots__ = (
+        "_metadata",
+        "encoding",
+        "handler",
+        "message_bytes_max",
+        "refusal",
+        "server",
+        "timeout_seconds",
+    )
+
+    handler: Callable[..., None]
+
+    def __init__(self, head: RequestHead, server: GrpcServer) -> None:
+        for name in RequestHead.__slots__:
+            if name != "opens":
+                setattr(self, name, getattr(head, name))
+        self.server = server
+        self.encoding = 0
+        self.timeout_seconds: float | None = None
+        self.message_bytes_max = server.message_bytes_max
+        self.refusal = b""
+        self._metadata: Metadata | None = None
+
+    def with_timeout(self, seconds: float) -> GrpcHead:
+        """The same head with a deadline."""
+        head = GrpcHead.__new__(GrpcHead)
+        head.fields = self.fields
+        head.prompt = self.prompt
+        head.oversized = False
+        head.method = self.method
+        head.scheme = self.scheme
+        head.path = self.path
+        head.authority = self.authority
+        head.content_length = self.content_length
+        head.malformed = self.malformed
+        head.opens = self.opens
+        head.server = self.server
+        head.handler = self.handler
+        head.encoding = self.encoding
+        head.timeout_seconds = seconds
+        head.message_bytes_max = self.message_bytes_max
+        head.refusal = self.refusal
+        head._metadata = self.metadata
+        return head
+
+    @property
+    def metadata(self) -> Metadata:
+        """The request's custom metadata. Shared between calls: not to be changed."""
+        if self._metadata is None:
+            self._metadata = status.request_metadata(self.fields)
+        return self._metadata
+
+
+class Refusal(Stream):
+    """A request that is answered from its header section alone."""
+
+    __slots__ = ()
+
+    head: GrpcHead
+
+    def opened(self) -> None:
+        self.connection.send_headers(self, self.head.refusal, end_stream=True)
+
+    def received(self, data: bytes) -> None:
+        """Nothing is expected: the stream ended with its answer."""
+
+    def finished(self, data: bytes) -> None:
+        """Nothing is expected: the stream ended with its answer."""
+
+
+class Call(Stream):
+    """What unary and streaming calls share."""
+
+    __slots__ = ("_reader", "initial", "on_cancel")
+
+    head: GrpcHead
+
+    def __init__(self, connection: ServerConnection, stream_id: int, head: GrpcHead) -> None:
+        super().__init__(connection, stream_id, head)
+        self._reader: MessageReader | None = None
+        self.initial: Metadata | None = None
+        """Custom metadata to send before the first message."""
+        self.on_cancel: Callable[[], None] | None = None
+        """Called once if the call ends before its answer is complete: cancelled by the client,
+        past its deadline, or cut off with its connection. Nothing can be sent from then on."""
+        if head.timeout_seconds is not None:
+            head.server.start_deadline(self, head.timeout_seconds)
+
+    @property
+    def path(self) -> str:
+        """``/package.Service/Method``."""
+        return self.head.path.decode("latin-1")
+
+    @property
+    def metadata(self) -> Metadata:
+        """The request's custom metadata, in order. Not to be changed."""
+        return self.head.metadata
+
+    def meta(self, name: str) -> str | bytes | None:
+        """The first value of a metadata name, or None."""
+        for key, value in self.head.metadata:
+            if key == name:
+                return value
+        return None
+
+    @property
+    def deadline(self) -> float | None:
+        """When the call expires, on the clock of the connection's `now`; None: never."""
+        return self.connection.deadlines.get(self.stream_id)
+
+    @property
+    def peer(self) -> str:
+        """The client's address as text; empty when it is not known."""
+        info = self.connection.info
+        name = info("peername") if info is not None else None
+        if isinstance(name, tuple) and len(name) >= 2:
+            return f"{name[0]}:{name[1]}"
+        return str(name or "")
+
+    def fail(
+        self, code: int, text: str = "", details: bytes = b"", trailing: Metadata | None = None
+    ) -> None:
+        """End the call with a status other than OK. Ignored once the call has ended.
+
+        `details` is a serialised ``google.rpc.Status``; `trailing` is custom metadata.
+        """
+        raise NotImplementedError
+
+    def cancelled(self, code: ErrorCode) -> None:
+        self._tell_cancelled()
+
+    def expired(self) -> None:
+        """Answer DEADLINE_EXCEEDED; cut off an answer that is stuck half-way."""
+        if self.ended or self.pending is not None:
+            told = self.ended
+            self.connection.reset(self, ErrorCode.CANCEL)
+            if told:
+                return
+        else:
+            self.fail(Status.DEADLINE_EXCEEDED, DEADLINE_TEXT)
+        self._tell_cancelled()
+
+    def _tell_cancelled(self) -> None:
+        on_cancel, self.on_cancel = self.on_cancel, None
+        if on_cancel is not None:
+            try:
+                on_cancel()
+            except Exception as error:
+                self.head.server.handler_failed(self, error)
+
+    def _read(self, data: bytes) -> list[bytes]:
+        """The messages `data` completes, with what is kept accounted for. Raises `CallFault`."""
+        reader = self._reader
+        if reader is None:
+            reader = MessageReader(self.head.encoding, self.head.message_bytes_max)
+            self._reader = reader
+        return reader.feed(data)
+
+    def _hold(self, size: int) -> None:
+        if not self.connection.hold(self, size):
+            raise CallFault(
+                Status.RESOURCE_EXHAUSTED,
+                "unfinished requests of this connection exceed "
+                f"{limits.HTTP2_CONNECTION_INPUT_BYTES_MAX} bytes",
+            )
+
+
+class UnaryCall(Call):
+    """One message in, one message or error out.
+
+    The handler is called as ``handler(call, message)`` once the request is complete.
+    """
+
+    __slots__ = ()
+
+    def received(self, data: bytes) -> None:
+        if self.ended:
+            return
+        try:
+            complete = self._read(data)
+            reader = self._reader
+            if complete and reader is not None:
+                # Whole before END_STREAM: kept until the end says that nothing else comes.
+                if len(complete) > 1 or len(reader) or self.initial is not None:
+                    raise CallFault(Status.INTERNAL, "more than one request message")
+                self._reader = _Kept(complete[0])
+                self._hold(len(complete[0]))
+            elif reader is not None:
+                self._hold(len(reader))
+        except CallFault as fault:
+            self.fail(fault.status, fault.text)
+        else:
+            self.connection.grant(self, len(data))
+
+    def finished(self, data: bytes) -> None:
+        size = len(data) - 5
+        if (
+            self._reader is None
+            and size >= 0
+            and int.from_bytes(data[:5], "big") == size  # not compressed, and exactly one message
+            and size <= self.head.message_bytes_max
+        ):
+            message = data[5:]
+        else:
+            if self.ended:
+                return
+            try:
+                message = self._only_message(data)
+            except CallFault as fault:
+                self.fail(fault.status, fault.text)
+                return
+        try:
+            self.head.handler(self, message)
+        except Exception as error:
+            self.head.server.handler_failed(self, error)
+
+    def _only_message(self, data: bytes) -> bytes:
+        complete = self._read(data)
+        if len(complete) != 1 or (self._reader is not None and len(self._reader)):
+            if complete:
+                raise CallFault(Status.INTERNAL, "more than one request message")
+            raise CallFault(Status.INTERNAL, "request message missing or cut short")
+        self.connection.hold(self, 0)
+        return complete[0]
+
+    def reply(self, message: bytes, trailing: Metadata | None = None) -> None:
+        """Answer with one message and status OK. Ignored once the call has ended."""
+        connection = self.connection
+        size = len(message) + 5
+        if (
+            size <= connection.quick_bytes
+            and size <= self.window
+            and size <= connection.send_window
+            and not self.ended
+            and trailing is None
+            and self.initial is None
+        ):
+            self.ended = True
+            connection.send_window -= size
+            connection.ping_strikes = 0
+            stream_id = self.stream_id
+            connection.out += (
+                _QUICK_HEAD(
+                    _QUICK_HEAD_PREFIX, stream_id, _BLOCK,
+                    size >> 8, size & 0xFF, 0, stream_id, 0, size - 5,
+                ),
+                message,
+                _QUICK_TAIL(_QUICK_TAIL_PREFIX, stream_id, _TRAILERS),
+            )  # fmt: skip
+            if not connection.scheduled:
+                connection.touch()
+            connection.sent_all(self)
+        elif not self.ended:
+            self._reply_at_length(message, trailing)
+
+    def _reply_at_length(self, message: bytes, trailing: Metadata | None) -> None:
+        connection = self.connection
+        if connection.held_bytes > limits.CONNECTION_OUTPUT_BYTES_MAX:
+            # What was asked for may well have been done, so this is no refusal.
+            self.fail(
+                Status.UNKNOWN,
+                "answer dropped: more than "
+                f"{limits.CONNECTION_OUTPUT_BYTES_MAX} bytes wait for this connection to be read",
+            )
+            return
+        connection.send_headers(self, _initial_block(self.initial))
+        connection.send_data(self, framed(message))
+        if trailing:
+            block = status.trailers_block_with(Status.OK, "", trailing, only=False)
+        else:
+            block = _TRAILERS
+        connection.send_trailers(self, block)
+
+    def fail(
+        self, code: int, text: str = "", details: bytes = b"", trailing: Metadata | None = None
+    ) -> None:
+        """End the call with a status other than OK, in a trailers-only answer."""
+        if self.ended:
+            return
+        if trailing:
+            block = status.trailers_block_with(code, text, trailing, only=True)
+        else:
+            block = status.trailers_only_block(int(code), text, details)
+        self.connection.send_headers(self, block, end_stream=True)
+
+
+class _Kept(MessageReader):
+    """A reader whose one message is complete: any more is too much, the end gives it out."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: bytes) -> None:
+        super().__init__(0, 0)
+        self._message = message
+
+    def feed(self, data: bytes) -> list[bytes]:
+        if data:
+            raise CallFault(Status.INTERNAL, "more than one request message")
+        return [self._message]
+
+
+def _initial_block(initial: Metadata | None) -> bytes:
+    return status.headers_block(initial) if initial else _BLOCK
+
+
+class StreamCall(Call):
+    """Messages both ways, as callbacks. The handler is called as ``handler(call)`` at the start.
+
+    It sets `on_message` and the like before it returns; messages that came with the request are
+    delivered after that. Every callback runs on the loop, inside `receive`.
+    """
+
+    __slots__ = (
+        "_inbox",
+        "_inbox_bytes",
+        "_reading",
+        "headers_sent",
+        "on_drain",
+        "on_end",
+        "on_message",
+    )
+
+    def __init__(self, connection: ServerConnection, stream_id: int, head: GrpcHead) -> None:
+        super().__init__(connection, stream_id, head)
+        self.on_message: Callable[[bytes], None] | None = None
+        """Called for each message of the client, in order."""
+        self.on_end: Callable[[], None] | None = None
+        """Called once when the client has sent its last message (half-close)."""
+        self.on_drain: Callable[[], None] | None = None
+        """Called when sending is worth while again after `send` returned False."""
+        self.headers_sent = False
+        self._inbox: deque[bytes | None] | None = None
+        self._inbox_bytes = 0
+        self._reading = True
+
+    # ---- what the connection tells
+
+    def opened(self) -> None:
+        try:
+            self.head.handler(self)
+        except Exception as error:
+            self.head.server.handler_failed(self, error)
+
+    def received(self, data: bytes) -> None:
+        if self.ended:
+            return
+        try:
+            messages = self._read(data)
+            self.ungranted += len(data)
+            for message in messages:
+                self._deliver(message)
+            self._settle()
+        except CallFault as fault:
+            self._break_off(fault)
+
+    def finished(self, data: bytes) -> None:
+        if self.ended:
+            return
+        try:
+            messages = self._read(data) if data else []
+            for message in messages:
+                self._deliver(message)
+            if self._reader is not None and len(self._reader):
+                raise CallFault(Status.INTERNAL, "request message cut short")
+            self._deliver(None)
+            self._settle()
+        except CallFault as fault:
+            self._break_off(fault)
+
+    def drained(self) -> None:
+        if self.on_drain is not None:
+            self._guarded(self.on_drain)
+
+    def _break_off(self, fault: CallFault) -> None:
+        if not self.ended:
+            self.fail(fault.status, fault.text)
+            self._tell_cancelled()
+
+    def _deliver(self, message: bytes | None) -> None:
+        """Hand on a message, or the client's end; keep it while the handler is paused."""
+        if self._reading and not self._inbox:
+            self._hand_over(message)
+            return
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.append(message)
+        self._inbox_bytes += len(message or b"")
+
+    def _hand_over(self, message: bytes | None) -> None:
+        if self.ended:
+            return
+        if message is None:
+            if self.on_end is not None:
+                self._guarded(self.on_end)
+        elif self.on_message is not None:
+            try:
+                self.on_message(message)
+            except Exception as error:
+                self.head.server.handler_failed(self, error)
+
+    def _settle(self) -> None:
+        """Account for what is kept, and let the client send on unless the handler is paused."""
+        if self.connection.streams.get(self.stream_id) is not self:
+            return
+        kept = self._inbox_bytes + (len(self._reader) if self._reader is not None else 0)
+        if kept != self.held:
+            self._hold(kept)
+        if self._reading:
+            self.connection.grant(self, 0)
+
+    def _guarded(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:
+            self.head.server.handler_failed(self, error)
+
+    # ---- what the handler does
+
+    def pause(self) -> None:
+        """Take no more messages: they wait, and then flow control makes the client wait."""
+        self._reading = False
+
+    def resume(self) -> None:
+        """Take messages again, first those that waited. `on_message` may be called at once."""
+        self._reading = True
+        inbox = self._inbox
+        while inbox and self._reading and not self.ended:
+            message = inbox.popleft()
+            self._inbox_bytes -= len(message or b"")
+            self._hand_over(message)
+        try:
+            self._settle()
+        except CallFault as fault:
+            self._break_off(fault)
+
+    def send_headers(self) -> None:
+        """Send the initial metadata now instead of with the first message."""
+        if not self.headers_sent and not self.ended:
+            self.headers_sent = True
+            self.connection.send_headers(self, _initial_block(self.initial))
+
+    def send(self, message: bytes) -> bool:
+        """Send one message. False: wait for `on_drain` before the next (or the call has ended)."""
+        return self.send_framed(framed(message))
+
+    def send_framed(self, data: bytes) -> bool:
+        """As `send`, for one or more messages that `messages.framed` has already prefixed.
+
+        The same bytes may be sent to any number of calls.
+        """
+        if self.ended:
+            return False
+        if not self.headers_sent:
+            self.send_headers()
+        connection = self.connection
+        held = connection.held_bytes
+        if held and held + len(data) > limits.CONNECTION_OUTPUT_BYTES_MAX:
+            connection.reset(self, ErrorCode.ENHANCE_YOUR_CALM)
+            self._tell_cancelled()
+            return False
+        connection.send_data(self, data)
+        return self.writable
+
+    def finish(self, trailing: Metadata | None = None) -> None:
+        """End the call with status OK, after all that was sent. Ignored once it has ended."""
+        self._end(Status.OK, "", b"", trailing)
+
+    def fail(
+        self, code: int, text: str = "", details: bytes = b"", trailing: Metadata | None = None
+    ) -> None:
+        """End the call with a status, after all that was sent. Ignored once it has ended."""
+        self._end(code, text, details, trailing)
+
+    def _end(self, code: int, text: str, details: bytes, trailing: Metadata | None) -> None:
+        if self.ended:
+            return
+        only = not self.headers_sent
+        if only and self.initial:
+            self.send_headers()
+            only = False
+        if trailing:
+            block = status.trailers_block_with(code, text, trailing, only=only)
+        elif only:
+            block = status.trailers_only_block(int(code), text, details)
+        else:
+            block = status.trailers_block(int(code), text, details)
+        self.connection.send_trailers(self, block)

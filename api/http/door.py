@@ -1,0 +1,158 @@
+"""The HTTP door: what its connections share, and the way of a request to its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from email.utils import formatdate
+from typing import Any, Final
+
+from raftkv.api.gate import Gate
+from raftkv.api.http import cluster, docs, health, kv, leases, metrics, services, txn, watch
+from raftkv.api.http.connection import HttpConnection
+from raftkv.api.http.exchange import Exchange
+from raftkv.api.http.openapi import build_openapi
+from raftkv.api.http.router import Route, Router
+from raftkv.api.listener import Factory, Listener
+from raftkv.errors import RaftkvError
+from raftkv.limits import HTTP_DRAIN_SECONDS
+from raftkv.server.store import Store
+
+log = logging.getLogger(__name__)
+
+GET: Final = b"GET"
+
+
+def all_routes() -> list[Route]:
+    """Every call of the API, in the order of its documentation."""
+    return [
+        *kv.ROUTES,
+        *txn.ROUTES,
+        *watch.ROUTES,
+        *leases.ROUTES,
+        *services.ROUTES,
+        *cluster.ROUTES,
+        *health.ROUTES,
+        *metrics.ROUTES,
+        *docs.ROUTES,
+    ]
+
+
+class HttpDoor:
+    """One store behind HTTP. Handlers reach everything through `Exchange.door`."""
+
+    def __init__(self, store: Store, *, gate: Gate | None = None) -> None:
+        self.store = store
+        self.gate = gate or Gate()
+        self.loop = asyncio.get_running_loop()
+        self.router = Router(all_routes())
+        self.counters = metrics.Counters()
+        self.listener: Listener | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.started = self.loop.time()
+        self.draining = False
+        self._openapi: dict[str, Any] | None = None
+        self._stamp: tuple[int, int, int] | None = None
+        self._block = b""
+        self._date = formatdate(usegmt=True).encode()
+
+    @property
+    def openapi(self) -> dict[str, Any]:
+        """The description of this door, built from its routes when first asked for."""
+        if self._openapi is None:
+            self._openapi = build_openapi(self.router.routes)
+        return self._openapi
+
+    def handle(self, x: Exchange) -> None:
+        """Find the handler of a request and let it answer. Never raises."""
+        request = x.request
+        try:
+            if request.refusal is not None:
+                raise request.refusal
+            path = request.path
+            if not path.startswith(b"/"):
+                path = origin_form(path)
+            if request.method != GET:
+                self.gate.admit(request.method, request.headers)
+            route, x.places = self.router.find(request.method, path)
+            x.route = route
+            x.query = route.read_query(request.query)
+            if route.body is not None:
+                self.gate.admit_json(request.headers)
+            route.handler(x)
+        except Exception as error:
+            self.failed(x, error)
+
+    def failed(self, x: Exchange, error: Exception) -> None:
+        """A handler raised: an expected refusal is the answer; anything else is a bug to report."""
+        if not isinstance(error, RaftkvError):
+            self.report(error)
+        x.fail(error)
+
+    def report(self, error: BaseException) -> None:
+        """Hand an unexpected error to the loop's handler, which the member owns."""
+        if not isinstance(error, RaftkvError):
+            self.loop.call_exception_handler(
+                {"message": "An HTTP handler failed", "exception": error}
+            )
+
+    def stamp_block(self) -> bytes:
+        """Header lines that every answer carries. Rebuilt only when one of them changes."""
+        stamp = self.store.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            revision, term, member = stamp
+            self._block = (
+                b"Date: %b\r\nRaftkv-Revision: %d\r\nRaftkv-Term: %d\r\nRaftkv-Member: %016x\r\n"
+                % (self._date, revision, term, member)
+            )
+        return self._block
+
+    def tick(self) -> None:
+        """About once a second: renew the date."""
+        self._date = formatdate(usegmt=True).encode()
+        self._stamp = None
+
+    def drain(self) -> None:
+        """From now on every answer closes its connection."""
+        self.draining = True
+
+
+def origin_form(target: bytes) -> bytes:
+    """The path of an absolute target, which a server has to accept (RFC 9112, section 3.2.2)."""
+    for scheme in (b"http://", b"https://"):
+        if target[: len(scheme)].lower() == scheme:
+            _, slash, path = target[len(scheme) :].partition(b"/")
+            return slash + path or b"/"
+    return target
+
+
+async def start_http(
+    store: Store,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    reuse_port: bool = False,
+    gate: Gate | None = None,
+    http2: Factory | None = None,
+) -> Listener:
+    """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`).
+
+    `http2`: makes the connection that takes a socket whose first bytes are the HTTP/2 preface.
+    `await Listener.close()` drains: what is under way finishes, streams are told and ended.
+    Raises `ConfigError` when the address cannot be had.
+    """
+    door = HttpDoor(store, gate=gate)
+    listener = Listener(
+        lambda listener: HttpConnection(door, listener),
+        http2,
+        on_sweep=door.tick,
+        on_drain=door.drain,
+    )
+    door.listener = listener
+    return await listener.open(host, port, tls=tls, reuse_port=reuse_port)
+
+
+__all__ = ["HTTP_DRAIN_SECONDS", "HttpDoor", "start_http"]

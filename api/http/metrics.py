@@ -1,0 +1,135 @@
+"""Prometheus metrics: `GET /metrics`. The hot path adds to plain integers; a scrape reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import raftkv
+from raftkv.api.http.codec import hex_id
+from raftkv.api.http.exchange import Exchange
+from raftkv.api.http.router import Answer, Route
+
+if TYPE_CHECKING:
+    from raftkv.api.http.door import HttpDoor
+
+MEDIA: Final = b"text/plain; version=0.0.4; charset=utf-8"
+UNROUTED: Final = "none"
+
+
+class Counters:
+    """What the door counts. Plain integers, touched by one thread."""
+
+    __slots__ = ("connections", "requests")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests: dict[str, dict[int, int]] = {}
+        """Answers begun, by operation and status."""
+
+    def count(self, route: Route | None, status: int) -> None:
+        """One more answer."""
+        name = UNROUTED if route is None else route.operation
+        by_status = self.requests.get(name)
+        if by_status is None:
+            by_status = self.requests[name] = {}
+        by_status[status] = by_status.get(status, 0) + 1
+
+
+class DoorCollector(Collector):
+    """Reads a door and its store at the moment of a scrape."""
+
+    def __init__(self, door: HttpDoor) -> None:
+        self._door = door
+
+    def collect(self) -> Iterator[Metric]:
+        """All metric families."""
+        yield from self._http()
+        yield from self._store()
+        yield from self._etcd()
+
+    def _http(self) -> Iterator[Metric]:
+        counters = self._door.counters
+        requests = CounterMetricFamily(
+            "raftkv_http_requests", "Answers sent over HTTP.", labels=("operation", "status")
+        )
+        for operation, by_status in sorted(counters.requests.items()):
+            for status, number in sorted(by_status.items()):
+                requests.add_metric((operation, str(status)), number)
+        yield requests
+        yield GaugeMetricFamily(
+            "raftkv_http_connections", "Open HTTP connections.", counters.connections
+        )
+        listener = self._door.listener
+        if listener is not None:
+            yield CounterMetricFamily(
+                "raftkv_connections_refused",
+                "Connections closed at once because there were too many.",
+                listener.connections_refused,
+            )
+
+    def _store(self) -> Iterator[Metric]:
+        store = self._door.store
+        info = GaugeMetricFamily(
+            "raftkv_info", "This program and member; always 1.", labels=("version", "member_id")
+        )
+        info.add_metric((raftkv.__version__, hex_id(store.member_id)), 1)
+        yield info
+        for counter in fields(store.stats):
+            words = counter.name.replace("_", " ")
+            yield CounterMetricFamily(
+                f"raftkv_{counter.name}", f"Since the start: {words}.",
+                getattr(store.stats, counter.name),
+            )  # fmt: skip
+        status = store.status()
+        for name, value in sorted(status.items()):
+            if name != "member_id" and name != "cluster_id" and name != "leader":
+                number = _number(value)
+                if number is not None:
+                    words = name.replace("_", " ")
+                    yield GaugeMetricFamily(f"raftkv_{name}", f"Now: {words}.", number)
+
+    def _etcd(self) -> Iterator[Metric]:
+        """Names that etcd's dashboards know, where the meaning is exactly the same."""
+        store = self._door.store
+        status: dict[str, Any] = store.status()
+        leads = status.get("role") == "leader"
+        yield GaugeMetricFamily(
+            "etcd_server_has_leader", "Whether a leader is known.", int(bool(status.get("leader")))
+        )
+        yield GaugeMetricFamily("etcd_server_is_leader", "Whether this member leads.", int(leads))
+        yield CounterMetricFamily(
+            "etcd_server_leader_changes_seen", "Leader changes seen.", store.stats.leader_changes
+        )
+        yield GaugeMetricFamily(
+            "etcd_debugging_mvcc_keys_total", "Live user keys.", store.machine.keys
+        )
+        if _number(status.get("db_bytes")) is not None:
+            yield GaugeMetricFamily(
+                "etcd_mvcc_db_total_size_in_bytes", "Size of the tables.", status["db_bytes"]
+            )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int | float) else None
+
+
+def get_metrics(x: Exchange) -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(DoorCollector(x.door))
+    x.send(generate_latest(registry), MEDIA)
+
+
+ROUTES: Final = [
+    Route(
+        "GET", "/metrics", get_metrics, "getMetrics", "Metrics for Prometheus", "Health",
+        answers=(Answer(200, "Prometheus text format.", None, "text/plain"),),
+    ),
+]  # fmt: skip

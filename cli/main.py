@@ -1,0 +1,74 @@
+"""The `raftkv` command: the root of all groups, kept light."""
+
+from __future__ import annotations
+
+import click
+
+from raftkv.cli.lazy import Lazy, LazyGroup
+
+COMMANDS = {
+    "serve": Lazy("raftkv.cli.serve:serve", "Run one member of a cluster.", "Run a store"),
+    "dev": Lazy("raftkv.cli.dev:dev", "Run a whole local cluster in this terminal.", "Run a store"),
+    "put": Lazy("raftkv.cli.kv:put", "Write a key.", "Keys"),
+    "get": Lazy("raftkv.cli.kv:get", "Read a key, or a range of keys.", "Keys"),
+    "del": Lazy("raftkv.cli.kv:delete", "Delete a key, or a range of keys.", "Keys"),
+    "txn": Lazy("raftkv.cli.kv:txn", "Run a transaction given as JSON.", "Keys"),
+    "watch": Lazy("raftkv.cli.watch:watch", "Print changes as they happen.", "Keys"),
+    "compact": Lazy("raftkv.cli.kv:compact", "Forget old history.", "Keys"),
+    "lease": Lazy(
+        "raftkv.cli.lease:lease", "Leases: keys that go when their holder does.", "Coordination"
+    ),
+    "service": Lazy(
+        "raftkv.cli.service:service", "Services that register with a TTL.", "Coordination"
+    ),
+    "status": Lazy("raftkv.cli.status:status", "Show how each member is.", "Cluster"),
+    "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
+    "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
+    "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
+    "snapshot": Lazy(
+        "raftkv.cli.snapshot:snapshot", "Save, check and restore the whole store.", "Cluster"
+    ),
+    "completion": Lazy(
+        "raftkv.cli.completion:completion", "Print the completion script of a shell.", "Other"
+    ),
+    "version": Lazy("raftkv.cli.completion:version", "Print versions.", "Other"),
+}
+
+OVERVIEW = """\
+raftkv: a replicated key-value store with watches, transactions, leases and services
+
+  raftkv dev                          start a store of three members in this terminal
+  raftkv put greeting hello           write a key
+  raftkv get greeting                 read it
+  raftkv watch --prefix ""            see every change as it happens
+  raftkv service run web --port 8000 --ttl 5 -- python3 -m http.server 8000
+                                      run a program as a service that others find
+
+`raftkv --help` lists all commands, `raftkv COMMAND --help` explains one.
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 precondition, "
+    "5 unavailable, 6 outcome unknown.",
+)
+@click.option("--endpoints", metavar="URL,...", help="Client URLs of the members.")
+@click.option("--timeout", type=click.FloatRange(min=0.001), metavar="SECONDS", help="Per request.")
+@click.option("-o", "--output", type=click.Choice(["table", "json", "ndjson"]), help="Format.")
+@click.pass_context
+def cli(
+    context: click.Context, endpoints: str | None, timeout: float | None, output: str | None
+) -> None:
+    """A replicated key-value store with watches, transactions, leases and services."""
+    context.obj = {"endpoints": endpoints, "timeout": timeout, "output": output}
+    if context.invoked_subcommand is None:
+        click.echo(OVERVIEW, nl=False)
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    cli(prog_name="raftkv")

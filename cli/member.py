@@ -1,0 +1,156 @@
+"""member list, add, remove, promote; leader transfer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from raftkv.cli.exits import FAILED, NOT_FOUND
+from raftkv.cli.lazy import Lazy, LazyGroup
+from raftkv.cli.output import Failure
+from raftkv.cli.session import Session, common_options
+
+if TYPE_CHECKING:
+    from raftkv.client.client import AsyncClient
+    from raftkv.client.results import Member
+
+MEMBER_COMMANDS = {
+    "list": Lazy("raftkv.cli.member:list_", "List the members."),
+    "add": Lazy("raftkv.cli.member:add", "Add a member, as a learner at first."),
+    "remove": Lazy("raftkv.cli.member:remove", "Remove a member."),
+    "promote": Lazy("raftkv.cli.member:promote", "Make a learner a voter."),
+}
+LEADER_COMMANDS = {
+    "transfer": Lazy("raftkv.cli.member:transfer", "Hand leadership to another member."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=MEMBER_COMMANDS)
+def member() -> None:
+    """List, add, remove and promote members."""
+
+
+@click.group(cls=LazyGroup, lazy=LEADER_COMMANDS)
+def leader() -> None:
+    """Move leadership."""
+
+
+@click.command("list")
+@common_options
+def list_(session: Session) -> None:
+    """List the members."""
+    found = session.run(lambda client: client.cluster.members())
+    session.output.rows(
+        found,
+        ("ID", "NAME", "ROLE", "CLIENT URLS", "PEER URLS"),
+        lambda item: (
+            item.member_id,
+            item.name,
+            "leader" if item.leader else item.role,
+            ",".join(item.client_urls),
+            ",".join(item.peer_urls),
+        ),
+        name="members",
+        empty="there are no members",
+    )
+
+
+@click.command()
+@click.argument("peer_urls", nargs=-1, required=True, metavar="PEER_URL...")
+@click.option("--name", default="", metavar="NAME", help="The name that the new member will use.")
+@click.option(
+    "--voter", is_flag=True, help="Let it vote at once; it delays commits until it is up."
+)
+@common_options
+def add(session: Session, peer_urls: tuple[str, ...], name: str, voter: bool) -> None:
+    """Add a member, as a learner at first.
+
+    Then start it with --initial-cluster-state existing; once it has caught up, promote it.
+    """
+
+    async def work(client: AsyncClient) -> tuple[str, tuple[Member, ...]]:
+        return await client.cluster.add_member(peer_urls, name=name, learner=not voter)
+
+    member_id, members = session.run(work)
+
+    def text() -> str:
+        named = [
+            f"{item.name or (name if item.member_id == member_id else '')}={url}"
+            for item in members
+            for url in item.peer_urls
+        ]
+        lines = [
+            f"member {member_id} added; start it with:",
+            f"  raftkv serve --name {name or 'NAME'} --initial-cluster-state existing \\",
+            f"    --listen-peer-urls {','.join(peer_urls)} \\",
+            f"    --initial-cluster {','.join(named)}",
+        ]
+        if not voter:
+            lines.append(f"then, once it has caught up: raftkv member promote {member_id}")
+        return "\n".join(lines)
+
+    session.output.one({"member_id": member_id, "members": members}, text)
+
+
+@click.command()
+@click.argument("which", metavar="ID_OR_NAME")
+@common_options
+def remove(session: Session, which: str) -> None:
+    """Remove a member."""
+
+    async def work(client: AsyncClient) -> Member:
+        found = await find_member(client, which)
+        await client.cluster.remove_member(found.member_id)
+        return found
+
+    gone = session.run(work)
+    session.output.one({"removed": gone.member_id}, lambda: f"member {gone.member_id} removed")
+
+
+@click.command()
+@click.argument("which", metavar="ID_OR_NAME")
+@common_options
+def promote(session: Session, which: str) -> None:
+    """Make a learner a voter."""
+
+    async def work(client: AsyncClient) -> Member:
+        found = await find_member(client, which)
+        await client.cluster.promote_member(found.member_id)
+        return found
+
+    now = session.run(work)
+    session.output.one(
+        {"promoted": now.member_id}, lambda: f"member {now.member_id} votes from now on"
+    )
+
+
+@click.command()
+@click.argument("which", metavar="[ID_OR_NAME]", required=False)
+@common_options
+def transfer(session: Session, which: str | None) -> None:
+    """Hand leadership to another member.
+
+    To the named one, or to the follower that is furthest along.
+    """
+
+    async def work(client: AsyncClient) -> str | None:
+        to = (await find_member(client, which)).member_id if which else None
+        return await client.cluster.transfer_leader(to)
+
+    now = session.run(work)
+    session.output.one({"leader": now}, lambda: f"member {now} leads")
+
+
+async def find_member(client: AsyncClient, which: str) -> Member:
+    """The member with this id or name."""
+    members = await client.cluster.members()
+    found = [item for item in members if item.member_id == which.lower()]
+    found = found or [item for item in members if item.name == which]
+    if not found:
+        raise Failure(
+            f"there is no member {which!r}", NOT_FOUND, "`raftkv member list` shows the members."
+        )
+    if len(found) > 1:
+        raise Failure(f"several members are named {which!r}", FAILED, "Give the id instead.")
+    return found[0]
