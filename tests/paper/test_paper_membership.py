@@ -51,7 +51,7 @@ def test_grow_from_one_to_five_and_back_to_three() -> None:
 
 
 def test_changes_wait_for_the_previous_one() -> None:
-    """4.1: a leader does not begin a change before the previous one is committed (here: applied)."""
+    """4.1: a leader begins no change before the previous one is committed (here: applied)."""
     group = Group()
     group.elect(1)
     group[1].propose_change(change((LEARN, 4)))
@@ -335,7 +335,8 @@ def test_changes_are_forwarded_and_refused_at_the_leader() -> None:
     group.stabilize()
     (refusal,) = group.members[1].refused
     assert (refusal.kind, refusal.entry_kind) == (K.PROPOSE, EntryKind.CONFIG)
-    garbage = Message(K.PROPOSE, 2, 1, entries=(Entry(0, 0, EntryKind.CONFIG, b"garbage"),))
+    entries = (Entry(0, 0, EntryKind.CONFIG, b"garbage"),)
+    garbage = Message(K.PROPOSE, 2, 1, term=group[1].term, entries=entries)
     group[1].step(garbage)
     group.take()
     assert group.members[1].refused[-1].context == b"garbage"
