@@ -49,12 +49,12 @@ async def test_leases_from_grant_to_end() -> None:
 async def test_a_lease_that_is_not_kept_ends_and_its_watchers_hear_of_it() -> None:
     async with serving() as served, served.stream("/api/watch") as stream:
         await stream.next()
+        started = asyncio.get_running_loop().time()
         lease = (await served.call("POST", "/api/leases", {"ttl": 1})).json["lease"]
         await served.call("PUT", f"/api/kv/k?lease={lease}", b"")
         assert (await stream.next())["type"] == "put"
-        started = asyncio.get_running_loop().time()
         assert await stream.next() == {"type": "delete", "revision": 3, "key": "k"}
-        assert 0.8 < asyncio.get_running_loop().time() - started < 2
+        assert 1 <= asyncio.get_running_loop().time() - started < 5
 
 
 async def test_a_service_from_registration_to_end() -> None:
