@@ -107,6 +107,7 @@ class Peer:
         "_dialling",
         "_flushing",
         "_link",
+        "_moves",
         "_ping",
         "_pinged_at",
         "_queue",
@@ -138,6 +139,7 @@ class Peer:
         self._queued_bytes = 0
         self._flushing = False
         self._dialling = False
+        self._moves = 0
         self._ping = 0
         self._pinged_at: float | None = None
         self._task = transport.spawn(self._keep_connected())
@@ -288,6 +290,7 @@ class Peer:
         if self.addresses == list(addresses):
             return
         self.addresses = list(addresses)
+        self._moves += 1
         if self._link is not None:
             self._link.fail(PeerError("the peer has moved"))
 
@@ -306,6 +309,7 @@ class Peer:
         said: str | None = None
         while True:
             started = loop.time()
+            moves = self._moves
             self._dialling = True
             try:
                 link = await self._transport.dial(self.member_id, Purpose.MESSAGES, self)
@@ -324,6 +328,8 @@ class Peer:
                 self.connected_at = loop.time()
                 log.info("connected to peer %016x at %s", self.member_id, link.address)
                 self._schedule()
+                if moves != self._moves:
+                    link.fail(PeerError("the peer has moved"))
                 await link.ended.wait()
                 log.info("connection to peer %016x ended: %s", self.member_id, link.error)
                 stable = loop.time() - started > PEER_BACKOFF_SECONDS_MAX
