@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from raftkv.consensus.codec import decode_conf, encode_conf
 from raftkv.consensus.types import ConfState, HardState, SnapshotMeta
 from raftkv.errors import ConfigError, CorruptionError
-from raftkv.machine.cluster import MemberInfo
 from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
@@ -154,14 +153,14 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
     data.begin_run()
     snapshots = SnapshotStore.open(disk, data.snapshots_path, cluster_id=identity.cluster_id)
     backend = LmdbBackend(data.tables_path, disk=disk)
-    wal, recovered = _open_wal(config, disk, data, identity, create=snapshots.latest() is None)
+    wal, recovered = open_wal(config, disk, data, identity, create=snapshots.latest() is None)
     founding = found(config)
     blank = recovered.snapshot.index == 0 and len(recovered.index) == 0
     founder = WalIdentity(founding.cluster_id, founding.member_id) == identity
     if blank and founder and config.initial_cluster_state == "new":
         _found_cluster(founding, backend, snapshots, wal)
         wal.close()
-        wal, recovered = _open_wal(config, disk, data, identity, create=False)
+        wal, recovered = open_wal(config, disk, data, identity, create=False)
     for note in (*snapshots.notes, *recovered.notes):
         log.warning(note)
     machine = _machine(backend, snapshots, recovered, data.path, trusted=trusted)
@@ -180,9 +179,10 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
     return Opened(data, snapshots, wal, wal_log, backend, machine, identity, {})
 
 
-def _open_wal(
+def open_wal(
     config: ServerConfig, disk: Disk, data: DataDir, identity: WalIdentity, *, create: bool
 ) -> tuple[Wal, Recovered]:
+    """The log of `data`; with `create` False it has to be there."""
     return Wal.open(
         disk,
         data.wal_path,
@@ -204,11 +204,16 @@ def _found_cluster(
             meta.index,
             meta.term,
             encode_conf(meta.conf),
-            [
-                MemberInfo(member.member_id, member.name, member.peer_urls, (), False)
-                for member in founding.members
-            ],
+            founding.member_infos,
         )
+    begin_log(meta, backend, snapshots, wal)
+
+
+def begin_log(meta: SnapshotMeta, backend: LmdbBackend, snapshots: SnapshotStore, wal: Wal) -> None:
+    """Make what the tables hold, which is the state as of `meta`, the beginning of an empty log.
+
+    Durable when it returns. The log is to be opened again before it is used.
+    """
     writer = snapshots.begin(meta)
     backend.pin().copy_to(writer.path, writer.offset)
     writer.finish()
