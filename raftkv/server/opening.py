@@ -164,6 +164,7 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
     for note in (*snapshots.notes, *recovered.notes):
         log.warning(note)
     machine = _machine(backend, snapshots, recovered, data.path, trusted=trusted)
+    _check_owner(config, machine, identity, data.path)
     wal_log = WalLog(disk, data.wal_path, recovered, conf=conf_of(machine))
     latest = snapshots.latest()
     if latest is not None and latest.meta.index <= wal_log.last_index():
@@ -177,6 +178,23 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
         },
     )
     return Opened(data, snapshots, wal, wal_log, backend, machine, identity, {})
+
+
+def _check_owner(config: ServerConfig, machine: Machine, identity: WalIdentity, path: str) -> None:
+    """Refuse settings that describe another member of the cluster than the one whose data it is.
+
+    A name or an address of nobody is a change of one's own; only those of another are a mistake.
+    """
+    mine = set(config.advertised_peer_urls)
+    for info in machine.members():
+        others = info.member_id != identity.member_id
+        if others and (info.name == config.name or mine.intersection(info.peer_urls)):
+            raise ConfigError(
+                f"{path} belongs to member {identity.member_id:016x}, but the settings (--name "
+                f"{config.name}, peer URL {', '.join(sorted(mine))}) are those of member "
+                f"{info.member_id:016x} of its cluster; use the right data directory",
+                path=path,
+            )
 
 
 def open_wal(
@@ -232,6 +250,7 @@ def _machine(
     """The machine at some index that the log covers, from the tables or from a snapshot."""
     machine = Machine(backend)
     base, last = recovered.index.base_index, recovered.index.last_index
+    damage = ""
     if trusted and base <= machine.applied_index <= last:
         return machine
     for info in reversed(snapshots.all()):
@@ -240,7 +259,8 @@ def _machine(
         try:
             snapshots.verify(info)
         except CorruptionError as error:
-            log.error("%s", error)
+            log.warning("%s", error)
+            damage = f" ({error})"
             continue
         log.info("rebuilding the tables from a snapshot", extra={"index": info.meta.index})
         backend.stage(snapshots.path(info), info.image_offset, info.image_bytes)
@@ -250,7 +270,8 @@ def _machine(
     if base == 0 and machine.applied_index == 0:
         return machine
     raise CorruptionError(
-        f"{path}: the log begins after index {base}, and no snapshot that reaches it is readable; "
-        "restore a backup, or remove this member, wipe its data directory and add it again",
+        f"{path}: the log begins after index {base}, and no snapshot that reaches it is readable"
+        f"{damage}; restore a backup, or remove this member, wipe its data directory and add it "
+        "again",
         path=path,
     )

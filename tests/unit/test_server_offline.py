@@ -17,8 +17,8 @@ CLUSTER = ",".join(f"{name}=http://127.0.0.1:{7000 + n}" for n, name in enumerat
 OLD = "x=http://127.0.0.1:7100,y=http://127.0.0.1:7101"
 
 
-def config(folder: Path, name: str, cluster: str, **more: str) -> ServerConfig:
-    return ServerConfig(name=name, data_dir=str(folder / name), initial_cluster=cluster, **more)
+def config(folder: Path, name: str, cluster: str) -> ServerConfig:
+    return ServerConfig(name=name, data_dir=str(folder / name), initial_cluster=cluster)
 
 
 def close(opened: Opened) -> None:
@@ -73,7 +73,11 @@ async def test_all_members_restored_from_a_file_are_one_cluster_with_equal_state
     for name in NAMES:
         mine = config(tmp_path / "new", name, CLUSTER)
         told: list[tuple[int, int | None]] = []
-        snapshot_restore(saved, mine, progress=lambda done, total, t=told: t.append((done, total)))
+
+        def progress(done: int, total: int | None, to: list[tuple[int, int | None]] = told) -> None:
+            to.append((done, total))
+
+        snapshot_restore(saved, mine, progress=progress)
         assert told and told[-1][0] == told[-1][1]
         opened = await open_member(mine)
         machine = opened.machine
