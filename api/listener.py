@@ -13,7 +13,6 @@ import errno
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlsplit
 
 from raftkv.errors import ConfigError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS, HTTP_REQUEST_SECONDS
@@ -246,22 +245,12 @@ async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
 
     listeners: list[Listener] = []
     try:
-        for url in config.listen_client_urls:
-            host, port = _address(url)
-            listeners.append(await start_http(store, host, port))
+        for host, port in config.client_addresses:
+            listeners.append(
+                await start_http(store, host, port, connections_max=config.max_connections)
+            )
     except ConfigError:
         for listener in listeners:
             await listener.close(0)
         raise
     return listeners
-
-
-def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme != "http" or not parts.hostname or port is None:
-        raise ConfigError(f"A client URL looks like http://127.0.0.1:2379, not {url!r}", url=url)
-    return parts.hostname, port

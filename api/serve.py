@@ -63,9 +63,8 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
         )
         if on_started is not None:
             on_started(member)
-        waiting = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({waiting, member.ended}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        member.ended.add_done_callback(lambda _: stop.set())
+        await stop.wait()
         if not member.ended.done():
             log.info("stopping")
     finally:

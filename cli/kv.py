@@ -394,11 +394,9 @@ def compact(session: Session, revision: int | None, keep: int | None) -> None:
 def _value(value: str | None) -> bytes:
     if value is not None and value != "-":
         return value.encode("utf-8", "surrogateescape")
-    stream = click.get_binary_stream("stdin")
     if value is None and sys.stdin.isatty():
         raise click.UsageError("give a VALUE, or pipe one in")
     try:
-        data: bytes = stream.read()
-        return data
+        return sys.stdin.buffer.read()
     except OSError as error:
         raise Failure(f"standard input cannot be read: {error.strerror}", FAILED) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -68,8 +67,26 @@ def serve(config_file: str | None, show_config: bool, **flags: str | None) -> No
     if show_config:
         click.echo(as_toml(config), nl=False)
         return
-    run = importlib.import_module("raftkv.server.run").run
-    click.get_current_context().exit(guarded(lambda: run(config)) or 0)
+    # Imported late: the whole server, which no other command needs.
+    from raftkv.api.serve import run
+    from raftkv.server import logs
+
+    logs.configure(config.log_level, config.log_format)
+    guarded(lambda: run(config, lambda member: click.echo(welcome(config))))
+
+
+def welcome(config: ServerConfig) -> str:
+    """What to try next, once the member serves."""
+    url = config.advertised_client_urls[0]
+    default = url == "http://127.0.0.1:2379"
+    command = "raftkv" if default else f"raftkv --endpoints {url}"
+    return (
+        f"\nraftkv serves on {url} (API: {url}/docs). Try, in another terminal:\n\n"
+        f"  {command} put greeting hello\n"
+        f"  {command} watch --prefix greet\n"
+        f"  {command} service run web --port 8080 --ttl 5 -- python3 -m http.server 8080\n\n"
+        "Ctrl-C stops it.\n"
+    )
 
 
 def as_toml(config: ServerConfig) -> str:

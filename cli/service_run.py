@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import click
 
-from raftkv.cli.exits import FAILED
 from raftkv.cli.output import Failure, note
 from raftkv.cli.service import description_options, parse_meta
 from raftkv.cli.session import Session, common_options
@@ -106,10 +105,9 @@ async def run_program(command: tuple[str, ...], service: str, instance: str, por
         child = await asyncio.create_subprocess_exec(*command, env={**os.environ, **variables})
     except FileNotFoundError:
         raise Failure(f"there is no program {command[0]!r}", COMMAND_NOT_FOUND) from None
-    except PermissionError:
-        raise Failure(f"{command[0]!r} may not be executed", COMMAND_NOT_EXECUTABLE) from None
     except OSError as error:
-        raise Failure(f"{command[0]!r} cannot be run: {error.strerror}", FAILED) from error
+        reason = (error.strerror or str(error)).lower()
+        raise Failure(f"{command[0]!r} cannot be run: {reason}", COMMAND_NOT_EXECUTABLE) from error
     with forwarding(child):
         code = await child.wait()
     return 128 - code if code < 0 else code

@@ -82,7 +82,7 @@ SNAPSHOT_ATTEMPTS_MAX: Final = 6
 CONNECTIONS_MAX: Final = 20_000
 HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
-HTTP_TARGET_BYTES_MAX: Final = 192 * KIB
+HTTP_TARGET_BYTES_MAX: Final = 200 * KIB
 HTTP_PIPELINE_BYTES_MAX: Final = 256 * KIB
 HTTP_PIPELINE_REQUESTS_MAX: Final = 256
 HTTP_BODY_BYTES_MAX: Final = 2 * REQUEST_BYTES_MAX  # base64 and JSON take room
@@ -105,6 +105,7 @@ HTTP2_STREAM_WINDOW_BYTES: Final = 1 * MIB
 HTTP2_CONNECTION_WINDOW_BYTES: Final = 16 * MIB
 HTTP2_CONNECTION_INPUT_BYTES_MAX: Final = 32 * MIB
 HTTP2_STREAM_OUTPUT_BYTES_HIGH: Final = 512 * KIB
+HTTP2_TURN_OUTPUT_BYTES: Final = 1 * MIB
 HTTP2_HEADER_BLOCK_BYTES_MAX: Final = 64 * KIB
 HTTP2_HEADER_LIST_BYTES_MAX: Final = 64 * KIB
 HTTP2_HEADER_TABLE_BYTES: Final = 4096
@@ -150,9 +151,14 @@ check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the unco
 check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
 check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")
-check(REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body")
+check(
+    REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body"
+)
 check(HTTP_STREAM_BUFFER_BYTES < CONNECTION_OUTPUT_BYTES_MAX, "a slice must fit into the output")
-check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
+check(
+    KEY_BYTES_MAX * 3 + KIB <= HTTP_TARGET_BYTES_MAX,
+    "any key must fit, percent-encoded, into a path",
+)
 check(
     HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES,
     "one stream must be able to use its window",

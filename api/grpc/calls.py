@@ -62,6 +62,28 @@ class GrpcHead(RequestHead):
         self.refusal = b""
         self._metadata: Metadata | None = None
 
+    def with_timeout(self, seconds: float) -> GrpcHead:
+        """The same head with a deadline."""
+        head = GrpcHead.__new__(GrpcHead)
+        head.fields = self.fields
+        head.prompt = self.prompt
+        head.oversized = False
+        head.method = self.method
+        head.scheme = self.scheme
+        head.path = self.path
+        head.authority = self.authority
+        head.content_length = self.content_length
+        head.malformed = self.malformed
+        head.opens = self.opens
+        head.server = self.server
+        head.handler = self.handler
+        head.encoding = self.encoding
+        head.timeout_seconds = seconds
+        head.message_bytes_max = self.message_bytes_max
+        head.refusal = self.refusal
+        head._metadata = self.metadata
+        return head
+
     @property
     def metadata(self) -> Metadata:
         """The request's custom metadata. Shared between calls: not to be changed."""

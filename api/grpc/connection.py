@@ -24,7 +24,7 @@ from raftkv import limits
 from raftkv.api.grpc import frames, header_blocks
 from raftkv.api.grpc.budget import Budget
 from raftkv.api.grpc.frames import ConnectionFault, ErrorCode, Setting, StreamFault
-from raftkv.api.grpc.header_blocks import HeaderBlockError, HeaderDecoder
+from raftkv.api.grpc.header_blocks import Field, Fields, HeaderBlockError, HeaderDecoder
 from raftkv.api.grpc.requests import RequestHead, trailers_fault
 
 _STREAM_WINDOW: Final = limits.HTTP2_STREAM_WINDOW_BYTES
@@ -46,6 +46,7 @@ _SETTINGS_ACK: Final = frames.frame(frames.SETTINGS, frames.ACK, 0)
 _KEEPALIVE_PING: Final = b"raftkvKA"
 _DRAIN_PING: Final = b"raftkvDR"
 _DRAIN_SECONDS: Final = 1.0
+VARYING: Final = b"grpc-timeout"
 _GAPS_KEPT: Final = 16
 _RESET_BY_US: Final = 1
 _RESET_BY_PEER: Final = 2
@@ -59,6 +60,14 @@ class Application(Protocol):
 
         Returns a head (the same, or one of a subclass) whose `opens` is set. The answer is
         remembered, so it must depend on nothing but the head.
+        """
+        ...
+
+    def vary(self, head: RequestHead, field: Field) -> RequestHead | None:
+        """A head that differs from an interpreted one by a field of its own.
+
+        Called for the first field named `VARYING`, which `head` was interpreted without: its
+        value changes with nearly every request of some clients. None: interpret it in full.
         """
         ...
 
@@ -135,6 +144,7 @@ class Stream:
         connection = self.connection
         if (
             not connection.paused
+            and connection.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
             and connection.held_bytes < limits.CONNECTION_OUTPUT_BYTES_MAX
             and (self.pending is None or len(self.pending) < limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH)
         ):
@@ -149,6 +159,7 @@ class ServerConnection:
     __slots__ = (
         "_ack_deadline",
         "_application",
+        "_by_fields",
         "_chatter",
         "_continued",
         "_continued_bytes",
@@ -163,6 +174,7 @@ class ServerConnection:
         "_greeted",
         "_keepalive_sent",
         "_last_ping",
+        "_over_turn",
         "_paused_at",
         "_refusing",
         "_reset_streams",
@@ -193,6 +205,7 @@ class ServerConnection:
         "send_window",
         "settings_acknowledged",
         "streams",
+        "turn_bytes",
         "waiting",
         "wake",
     )
@@ -233,7 +246,10 @@ class ServerConnection:
         """A DATA frame up to this size may be appended to `out` without asking further, windows
         permitting; 0 while the socket is full or a table size update is due."""
         self.held_bytes = 0
+        self.turn_bytes = 0
+        """Content in `out` that flow control and the socket have not yet slowed down."""
         self._full = False
+        self._over_turn = False
         self._size_update = False
         # What we let the peer send.
         self._credit = _CONNECTION_WINDOW
@@ -245,6 +261,7 @@ class ServerConnection:
             limits.HTTP2_HEADER_TABLE_BYTES, limits.HTTP2_HEADER_LIST_BYTES_MAX
         )
         self._fixed: dict[bytes, RequestHead] = {}
+        self._by_fields: dict[tuple[Field, ...], RequestHead] = {}
         self._until_change: dict[bytes, RequestHead] = {}
         self._continued: list[bytes] = []
         self._continued_stream = 0
@@ -279,8 +296,13 @@ class ServerConnection:
             self.scheduled = False
 
     def take_output(self) -> bytes:
-        """Everything to send now, in order; empty when there is nothing."""
+        """Everything to send now, in order; empty when there is nothing.
+
+        Hand it to the socket, then call `flushed`.
+        """
         out = self.out
+        self.scheduled = False
+        self.turn_bytes = 0
         if not out:
             return b""
         self.out = []
@@ -458,9 +480,11 @@ class ServerConnection:
             fields = decoder.decode(block)
         except HeaderBlockError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from error
-        head = RequestHead(fields, oversized=decoder.oversized)
-        if not head.malformed:
-            head = self._application.interpret(head)
+        head = None if decoder.oversized else self._varied(fields)
+        if head is None:
+            head = RequestHead(fields, oversized=decoder.oversized)
+            if not head.malformed:
+                head = self._application.interpret(head)
         keeps = decoder.keeps
         if keeps == header_blocks.NEVER:
             self._until_change.clear()
@@ -470,6 +494,36 @@ class ServerConnection:
                 memo.clear()
             memo[block] = head
         return head
+
+    def _varied(self, fields: Fields) -> RequestHead | None:
+        """The head of a block that is known but for its deadline: decoded, not interpreted again.
+
+        Clients that send deadlines put a new value into their table with every request, so that
+        no block repeats.
+        """
+        names = [name for name, _ in fields]
+        if VARYING not in names:
+            return None
+        at = names.index(VARYING)
+        field = fields[at]
+        if at + 1 < len(names) and names[at + 1][:1] == b":":
+            return None  # a late pseudo-header field: malformed only because of this one
+        del fields[at]
+        key = tuple(fields)
+        known = self._by_fields.get(key)
+        fields.insert(at, field)
+        if known is None:
+            known = RequestHead(list(key))
+            if known.malformed:
+                return None
+            known = self._application.interpret(known)
+            if len(self._by_fields) >= limits.HTTP2_MEMO_BLOCKS_MAX:
+                self._by_fields.clear()
+            if sum(len(name) + len(value) for name, value in key) <= (
+                limits.HTTP2_MEMO_BLOCK_BYTES_MAX
+            ):
+                self._by_fields[key] = known
+        return self._application.vary(known, field)
 
     def _late_headers(self, stream_id: int, flags: int, head: RequestHead) -> None:
         """HEADERS that open nothing: trailers, or a mistake (sections 5.1, 5.1.1 and 8.1)."""
@@ -783,8 +837,11 @@ class ServerConnection:
                 self.wake()
 
     def flushed(self) -> None:
-        """The shell has taken the output over; the next output wakes it again."""
-        self.scheduled = False
+        """The output taken is with the socket: go on with what one turn had no room for."""
+        if self._over_turn and not self.paused:
+            self._over_turn = False
+            self._pump_blocked()
+            self._tell_waiting()
 
     def pause(self, now: float) -> None:
         """The socket's buffer is full: data stays here, streams are told to wait."""
@@ -803,6 +860,8 @@ class ServerConnection:
         """Have `stream.drained` called once it is worth sending more."""
         if self.held_bytes >= limits.CONNECTION_OUTPUT_BYTES_MAX:
             self._full = True
+        if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
+            self._over_turn = True
         if not stream.waiting and not stream.ended:
             stream.waiting = True
             self.waiting[stream.stream_id] = stream
@@ -844,7 +903,13 @@ class ServerConnection:
         pending = stream.pending
         size = len(data)
         if pending is None:
-            if size <= self.quick_bytes and size <= stream.window and size <= self.send_window:
+            if (
+                size <= self.quick_bytes
+                and size <= stream.window
+                and size <= self.send_window
+                and self.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
+            ):
+                self.turn_bytes += size
                 stream.window -= size
                 self.send_window -= size
                 self._emit(frames.frame(frames.DATA, 0, stream.stream_id, data))
@@ -893,6 +958,9 @@ class ServerConnection:
             return
         while pending:
             room = min(stream.window, self.send_window, self.frame_max)
+            if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
+                room = 0
+                self._over_turn = True
             if room <= 0 or self.paused:
                 self.blocked[stream.stream_id] = stream
                 break
@@ -902,6 +970,7 @@ class ServerConnection:
             stream.window -= size
             self.send_window -= size
             self.held_bytes -= size
+            self.turn_bytes += size
             self._emit(frames.frame(frames.DATA, 0, stream.stream_id, chunk))
         else:
             stream.pending = None
@@ -924,6 +993,7 @@ class ServerConnection:
         low = limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH // 2
         if (
             not self.paused
+            and self.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
             and self.held_bytes < limits.CONNECTION_OUTPUT_BYTES_MAX
             and (pending is None or len(pending) < low)
         ):

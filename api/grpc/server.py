@@ -11,7 +11,7 @@ from raftkv.api.grpc import status
 from raftkv.api.grpc.calls import Call, GrpcHead, Refusal, StreamCall, UnaryCall
 from raftkv.api.grpc.connection import Application, ServerConnection
 from raftkv.api.grpc.frames import ErrorCode
-from raftkv.api.grpc.header_blocks import encode
+from raftkv.api.grpc.header_blocks import Field, encode
 from raftkv.api.grpc.messages import GZIP, IDENTITY, CallFault
 from raftkv.api.grpc.requests import RequestHead
 from raftkv.api.grpc.status import Status
@@ -176,6 +176,13 @@ class GrpcServer:
         found.opens, found.handler = route
         found.prompt = found.opens is StreamCall
         return found
+
+    def vary(self, head: RequestHead, field: Field) -> RequestHead | None:
+        """A call's head with another deadline; None for anything but a well-formed one."""
+        if not isinstance(head, GrpcHead) or head.refusal:
+            return None
+        seconds = status.parse_timeout(field[1])
+        return None if seconds is None else head.with_timeout(seconds)
 
     def _unknown(self, path: bytes) -> str:
         service, _, method = path.decode("latin-1").lstrip("/").rpartition("/")

@@ -117,10 +117,10 @@ class GrpcProtocol(asyncio.Protocol):
 
     def _flush(self) -> None:
         connection = self._connection
-        connection.flushed()
         out = connection.take_output()
         if out:
             self._transport.write(out)
+        connection.flushed()
         if connection.closed and not self._hanging_up:
             self._hang_up()
 

@@ -59,10 +59,14 @@ def _walk(base: type[RaftkvError]) -> Iterator[type[RaftkvError]]:
 
 
 def classes_by_code() -> dict[str, type[RaftkvError]]:
-    """Every error class of this process by its code; the class nearest the root wins."""
+    """Every error class that clients know, by its code.
+
+    Classes of other parts of raftkv, which may be loaded in the same process, are left out: a
+    caller catches what `raftkv.errors` and this module define.
+    """
     classes: dict[str, type[RaftkvError]] = {}
     for kind in _walk(RaftkvError):
-        if "code" in vars(kind):
+        if "code" in vars(kind) and kind.__module__ in (RaftkvError.__module__, __name__):
             classes.setdefault(kind.code, kind)
     return classes
 

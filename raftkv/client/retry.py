@@ -35,8 +35,9 @@ from raftkv.errors import (
 
 BACKOFF_SECONDS_FIRST: Final = 0.02
 BACKOFF_SECONDS_MAX: Final = 1.0
-KEYED_RETRY_SECONDS_MAX: Final = 300.0
-"""Half of the time for which members remember idempotency keys."""
+KEYED_RETRY_SECONDS_MAX: Final = 10.0
+"""How long a write in doubt is repeated. Members remember keys for ten minutes, but only the last
+100,000 of them, which a cluster under full load may use up in little more than this."""
 
 
 class Kind(enum.Enum):

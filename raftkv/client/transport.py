@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from raftkv.errors import ConfigError, OutcomeUnknown, RaftkvError, ReadTimedOut
 DEFAULT_ENDPOINT = "http://127.0.0.1:2379"
 CONNECT_SECONDS_MAX = 2.0
 CONNECTIONS_MAX = 100
+LARGE_BODY_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ class Transport:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": f"raftkv/{__version__}"},
                 auto_decompress=False,
+                skip_auto_headers=("Content-Type",),
             )
             check(hasattr(self._session, "_retry_connection"), "aiohttp has lost its retry switch")
             self._session._retry_connection = False
@@ -202,7 +205,10 @@ class Transport:
             call.method,
             yarl.URL(endpoint + call.target, encoded=True),
             headers=call.headers,
-            data=call.body,
+            # From memory all the same, but aiohttp sends a file piece by piece.
+            data=call.body
+            if len(call.body or b"") < LARGE_BODY_BYTES
+            else BytesIO(call.body or b""),
             # A little less than the whole, so that a connection which never opens is told apart
             # from an answer which never comes.
             timeout=aiohttp.ClientTimeout(

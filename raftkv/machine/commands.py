@@ -206,7 +206,8 @@ def compare(
 ) -> Compare:
     """A condition; over an interval it must hold for every key present. Raises InvalidRequest.
 
-    A missing single key counts as version, revisions and lease 0; about its value nothing holds.
+    A missing key, and an interval without keys, counts as version, revisions and lease 0; about
+    the value of what is missing nothing holds.
     """
     _check_interval(key, end)
     if not (0 <= target <= CompareTarget.LEASE and 0 <= relation <= Relation.NOT_EQUAL):
@@ -297,7 +298,7 @@ def lease_revoke(lease: int, *, once: bytes | None = None) -> Command:
 
 
 def lease_expire(leases: Sequence[int], term: int) -> Command:
-    """The leader of `term` found these leases run out. Answers ExpireResult, never refused.
+    """The leader of `term` found these leases run out. Answers ExpireResult; refused: Corrupt only.
 
     Without effect when it is committed in a later term: the new leader judges anew (etcd#15247).
     """

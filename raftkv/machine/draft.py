@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgpack
 
-from raftkv.errors import check
+from raftkv.errors import check, violated
 from raftkv.machine.events import Event
 from raftkv.machine.records import (
     DELETE,
@@ -184,7 +184,8 @@ class Draft:
 
     def _supersede(self, old: bytes, key_id: bytes, previous: bytes, main: int) -> None:
         mod, old_sub = POSITION.unpack(previous)
-        check(mod < main, "a key changes once a revision", mod=mod, revision=main)
+        if mod >= main:
+            violated("a key changes once a revision", mod=mod, revision=main)
         self.put_row(VERSIONS, key_id + old[MOD_AT:MOD_END], UNTIL.pack(old_sub, main))
         if mod < self.state.compact_revision and old[0] == PUT:
             # Compaction may have left this record in CURRENT only; older reads still need it.

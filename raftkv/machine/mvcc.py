@@ -59,8 +59,7 @@ def record_at(reader: TableReader, newest: bytes, revision: int) -> bytes | None
         return None
     older = reader.scan_reverse(VERSIONS, key_id, key_id + U64.pack(revision + 1))
     for name, value in older:
-        if _mod_of(value, 4)[0] <= revision:
-            return None
+        check(_mod_of(value, 4)[0] > revision, "versions of a key have no gap", name=name)
         record = reader.get(HISTORY, name[12:] + value[:4])
         check(record is not None, "a kept version is in history", key_id=key_id, name=name)
         return None if record is None or record[0] == DELETE else record
@@ -68,13 +67,10 @@ def record_at(reader: TableReader, newest: bytes, revision: int) -> bytes | None
 
 
 def get(reader: TableReader, keyspace: int, key: bytes, revision: int) -> Record | None:
-    """One key at `revision`; 0: as it is now."""
+    """One key at a revision that passed `check_revision`."""
     raw = reader.get(CURRENT, KEYSPACE[keyspace] + key)
     if raw is not None:
-        if revision:
-            raw = record_at(reader, raw, revision)
-        elif raw[0] == DELETE:
-            return None
+        raw = record_at(reader, raw, revision)
     return None if raw is None else Record(raw)
 
 

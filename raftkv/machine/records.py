@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Final
 
-from raftkv.machine.wire import varint, varint_size
+from raftkv.machine.wire import SHORT, varint, varint_size
 
 PUT: Final = 0
 DELETE: Final = 1
@@ -157,25 +157,21 @@ def put_record(
     mod, sub = position
     key_length = len(key)
     value_length = len(value)
-    head = b"".join(
-        (
-            b"\x0a",
-            varint(key_length),
-            key,
-            b"\x10",
-            varint(create),
-            b"\x18",
-            varint(mod),
-            b"\x20",
-            varint(version),
-        )
-    )
+    # Most keys are short and most versions small: one table look-up instead of a call.
+    key_size = SHORT[key_length] if key_length < 128 else varint(key_length)
+    version_size = SHORT[version] if version < 128 else varint(version)
+    create_size = varint(create)
+    mod_size = create_size if mod == create else varint(mod)
+    head: tuple[bytes, ...] = (
+        b"\x0a", key_size, key, b"\x10", create_size, b"\x18", mod_size, b"\x20", version_size,
+    )  # fmt: skip
     if value_length:
-        head = b"".join((head, b"\x2a", varint(value_length)))
-    wire = b"".join((head, value, b"\x30", varint(lease))) if lease else head + value
+        head = (*head, b"\x2a", varint(value_length))
+    front = b"".join(head)
+    wire = b"".join((front, value, b"\x30", varint(lease))) if lease else front + value
     header = HEADER.pack(
         PUT, keyspace, 0, create, mod, sub, version, lease, key_id, previous,
-        key_length, HEADER_BYTES + len(head), value_length,
+        key_length, HEADER_BYTES + len(front), value_length,
     )  # fmt: skip
     return header + wire, wire
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, ClassVar
 
 from raftkv.errors import Refused
 from raftkv.machine.events import Event
@@ -13,15 +14,16 @@ class Result:
     """Base of all answers. `revision`: the store's revision just after the command."""
 
     __slots__ = ("revision",)
+    names: ClassVar[tuple[str, ...]] = ()
+    """The fields, in the order of the constructor's parameters."""
     revision: int
 
-    def fields(self) -> list[Any]:
-        """The values in the order of the constructor's parameters."""
-        return [getattr(self, name) for name in self._names()]
+    def __init_subclass__(cls) -> None:
+        cls.names = tuple(inspect.signature(cls).parameters)
 
-    @classmethod
-    def _names(cls) -> tuple[str, ...]:
-        return ("revision", *cls.__slots__)
+    def fields(self) -> list[Any]:
+        """The values of `names`: what rebuilds an equal result."""
+        return [getattr(self, name) for name in self.names]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -32,7 +34,7 @@ class Result:
         return hash((type(self), self.revision))
 
     def __repr__(self) -> str:
-        inside = " ".join(f"{name}={getattr(self, name)!r}" for name in self._names())
+        inside = " ".join(f"{name}={getattr(self, name)!r}" for name in self.names)
         return f"{type(self).__name__}({inside})"
 
 

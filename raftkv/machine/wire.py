@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-_ONE: Final = tuple(bytes((n,)) for n in range(128))
+SHORT: Final = tuple(bytes((n,)) for n in range(128))
+"""The one-byte varints."""
 
 
 def varint(n: int) -> bytes:
     """`n` (0 <= n < 2**64) as a base-128 varint."""
     if n < 128:
-        return _ONE[n]
+        return SHORT[n]
     if n < 16_384:
         return bytes((n & 127 | 128, n >> 7))
     if n < 2_097_152:

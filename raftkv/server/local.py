@@ -152,7 +152,7 @@ class LocalStore:
     async def snapshot(self) -> SnapshotStream:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "image"
-            self.tables.copy_to(str(path))
+            self.tables.pin().copy_to(str(path))
             image = path.read_bytes()
         machine = self.machine
         return SnapshotStream(machine.applied_index, machine.revision, len(image), _chunks(image))

@@ -58,7 +58,10 @@ COMPACT_ROWS_PER_SLICE = 500
 COMPACT_PAUSE_SECONDS = 0.002
 NO_SPACE_CLEARED_AT = 0.95
 """A space alarm clears itself once this share of the quota is used, or less."""
-LEARNER_READY_SHARE = 0.9
+SNAPSHOT_SHARE = 4
+"""A snapshot is due when the log since the last one is more than this part of the data. A write
+takes about two and a half times its log bytes in the tables, so snapshots come at a growing
+distance: each costs about what was written since the one before."""
 
 
 def now_ms() -> int:
@@ -93,6 +96,9 @@ class Member:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._snapshotting: asyncio.Task[Any] | None = None
+        self._installing = False
+        self._copies = 0
+        """Snapshots of this member's own in the making; tables are not replaced meanwhile."""
         self._compacting = False
         self._announcing = False
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
@@ -136,8 +142,10 @@ class Member:
             on_frame=self.replica.receive_frame,
             on_unreachable=self._on_unreachable,
             on_snapshot=self._on_snapshot,
+            on_fatal=self._on_failed,
             on_introduction=self._introduce,
             snapshots=opened.snapshots,
+            snapshot_executor=self._copier,
         )
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
@@ -236,6 +244,7 @@ class Member:
             "first_index": node.first_index,
             "last_index": node.last_index,
             "state_hash": machine.state_hash.hex(),
+            "hash_index": machine.applied_index,
             "keys": machine.keys,
             "leases": len(self.replica.lessor) if self.replica.lessor.leading else None,
             "watchers": len(self.replica.hub),
@@ -376,19 +385,29 @@ class Member:
         self._spawn(self._install(meta))
 
     async def _install(self, meta: SnapshotMeta) -> None:
-        await self._loop.run_in_executor(self._copier, self._opened.stage_snapshot, meta)
-        self._opened.backend.install()
-        self.machine.reload()
+        self._installing = True
+        try:
+            while self._copies:
+                await asyncio.sleep(0.01)
+            await self._loop.run_in_executor(self._copier, self._opened.stage_snapshot, meta)
+            self._opened.backend.install()
+            self.machine.reload()
+        finally:
+            self._installing = False
         log.info("installed a snapshot", extra={"index": meta.index})
         self.replica.installed(meta)
 
     def members_changed(self) -> None:
         """See `Surroundings.members_changed`."""
-        peers = {}
-        for info in self.machine.members():
-            if info.member_id != self.member_id:
-                peers[info.member_id] = [split_url(url) for url in info.peer_urls]
-        self.transport.set_peers(peers)
+        urls = {info.member_id: info.peer_urls for info in self.machine.members()}
+        urls = urls or self._opened.introduced
+        self.transport.set_peers(
+            {
+                member_id: [split_url(url) for url in peer_urls]
+                for member_id, peer_urls in urls.items()
+                if member_id != self.member_id
+            }
+        )
 
     def removed(self) -> None:
         """See `Surroundings.removed`."""
@@ -420,7 +439,7 @@ class Member:
                     "leader": f"{leader:016x}" if leader != NO_MEMBER else "none",
                 },
             )
-        if self._snapshotting is None and self._snapshot_due():
+        if self._snapshotting is None and not self._installing and self._snapshot_due():
             self._snapshotting = self._spawn(self._snapshot_and_compact())
         if self.machine.compaction_pending and not self._compacting:
             self._compacting = True
@@ -565,8 +584,9 @@ class Member:
 
     def _snapshot_due(self) -> bool:
         log_bytes = self._opened.log.bytes_since(self._snapshot_index())
-        floor = self.config.snapshot_log_bytes
-        return log_bytes > floor and log_bytes > self._opened.backend.used_bytes()
+        if log_bytes <= self.config.snapshot_log_bytes:
+            return False
+        return log_bytes * SNAPSHOT_SHARE > self._opened.backend.used_bytes()
 
     async def _snapshot_and_compact(self) -> None:
         try:
@@ -580,7 +600,13 @@ class Member:
     async def _take_snapshot(self) -> SnapshotInfo:
         """Make a snapshot of the applied state beside the traffic, and let go of the old log."""
         opened = self._opened
-        info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
+        while self._installing:
+            await asyncio.sleep(0.01)
+        self._copies += 1
+        try:
+            info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
+        finally:
+            self._copies -= 1
         self.stats.snapshots_taken += 1
         meta = info.meta
         opened.log.snapshot_ready(meta)
@@ -648,10 +674,8 @@ class Member:
         return result
 
     def _introduce(self) -> list[Any]:
-        """What a newcomer is told: [cluster id, [[member id, name, peer urls], ...]]."""
-        members = [
-            [info.member_id, info.name, list(info.peer_urls)] for info in self.machine.members()
-        ]
+        """Who is in the cluster, for newcomers that know only an address of it."""
+        members = [[info.member_id, info.name, info.peer_urls] for info in self.machine.members()]
         return [self.cluster_id, members]
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 from typing import Final
 
 UNKNOWN_TERM: Final = -1
@@ -55,11 +54,6 @@ class LogIndex:
         self.crcs.append(crc)
         self.terms.append(term)
         self.kinds.append(kind)
-
-    def extend(self, rows: Iterable[tuple[int, int, int, int, int]]) -> None:
-        """Append several entries."""
-        for row in rows:
-            self.add(*row)
 
     def cut_from(self, index: int) -> None:
         """Drop every entry >= `index`, which is greater than base_index."""

@@ -34,6 +34,7 @@ from raftkv.storage.frames import (
     WalIdentity,
     crc_extend,
     find_proof,
+    header_check,
     unpack_segment_header,
 )
 from raftkv.storage.logindex import UNKNOWN_TERM, LogIndex
@@ -166,7 +167,7 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
     reason = "frame cut short"
     while offset + FRAME.size <= size:
         (
-            magic, _, crc, length, flags, number, _, count, meta_length,
+            magic, header_crc, crc, length, flags, number, _, count, meta_length,
             first_index, term, vote, commit,
         ) = unpack(data, offset)  # fmt: skip
         if magic != FRAME_MAGIC:
@@ -180,8 +181,9 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
         if crc_extend(chain, data[offset + CRC_COVERS_FROM : offset + length]) != crc:
             reason = "frame fails its check"
             break
-        if number != sequence + 1:
-            reason = "frame out of sequence"
+        head = data[offset + CRC_COVERS_FROM : rows_at]
+        if number != sequence + 1 or header_check(state.salt, crc, head) != header_crc:
+            reason = "frame header fails its check"
             break
         if flags & (INSTALL | MARK):
             _replay_snapshot(state, segment, data[meta_at : meta_at + meta_length], flags)
@@ -216,7 +218,9 @@ def _replay_snapshot(state: ScanState, segment: Segment, data: bytes, flags: int
     recovered = state.recovered
     meta = decode_meta(data)
     recovered.snapshot = meta
-    if flags & INSTALL or meta.index > recovered.index.last_index:
+    # A marker says nothing about where the log begins: frames before this segment may be gone,
+    # and the entries that follow may be the oldest ones left. `_settle` weighs it at the end.
+    if flags & INSTALL:
         recovered.index.reset(meta.index, meta.term)
         for older in recovered.segments:
             older.live_last = 0

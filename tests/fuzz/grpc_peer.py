@@ -75,8 +75,12 @@ class Peer:
 
     def read(self) -> list[Frame]:
         """What the server has to say."""
-        self.connection.flushed()
-        return split(self.connection.take_output())
+        said = b""
+        while turn := self.connection.take_output():
+            assert len(turn) < 40 * 2**20
+            said += turn
+            self.connection.flushed()
+        return split(said)
 
     def headers(
         self,

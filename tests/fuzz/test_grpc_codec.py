@@ -163,6 +163,7 @@ def check_bounds(connection: ServerConnection) -> None:
     assert connection._continued_bytes <= limits.HTTP2_HEADER_BLOCK_BYTES_MAX + 20_000
     assert len(connection._fixed) <= limits.HTTP2_MEMO_BLOCKS_MAX
     assert len(connection._until_change) <= limits.HTTP2_MEMO_BLOCKS_MAX
+    assert len(connection._by_fields) <= limits.HTTP2_MEMO_BLOCKS_MAX
     assert len(connection._reset_streams) <= limits.HTTP2_ENDED_STREAMS_KEPT
     assert len(connection._gaps) <= 16
     assert connection._decoder.table_bytes <= limits.HTTP2_HEADER_TABLE_BYTES
@@ -224,7 +225,10 @@ def run_case(seed: int, servers: tuple[GrpcServer, Log] | None = None) -> str:
         connection.drain(peer.now)
         connection.tick(peer.now + 2)
     answer_some(rng, log)
-    out += connection.take_output()
+    while turn := connection.take_output():
+        out += turn
+        connection.flushed()
+    check_bounds(connection)
     ended = "accepted"
     for frame in split(out):
         if frame.kind == frames.GOAWAY and not connection.draining:

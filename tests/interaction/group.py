@@ -72,8 +72,11 @@ class Group:
         eager_writes: bool = True,
         eager_apply: bool = True,
         trace: Callable[[str], None] | None = None,
+        logs: dict[int, Sequence[int]] | None = None,
         **settings: object,
     ) -> None:
+        """`logs` gives founding members the terms of the entries that they start with, from
+        index 2 on; nothing of it is known to be committed."""
         self.random = random.Random(seed)
         self.eager_writes = eager_writes
         self.eager_apply = eager_apply
@@ -91,14 +94,23 @@ class Group:
         conf = ConfState(voters=tuple(sorted(voters)), learners=tuple(sorted(learners)))
         self.images[1] = ((), conf)
         for member_id in sorted({*voters, *learners}):
-            self.add(member_id, conf)
+            self.add(member_id, conf, log=(logs or {}).get(member_id, ()))
 
     def __getitem__(self, member_id: int) -> RaftNode:
         return self.members[member_id].up
 
-    def add(self, member_id: int, conf: ConfState | None = None, **settings: object) -> RaftNode:
+    def add(
+        self,
+        member_id: int,
+        conf: ConfState | None = None,
+        *,
+        log: Sequence[int] = (),
+        **settings: object,
+    ) -> RaftNode:
         """A new member with an empty disk; without `conf` it waits to be told of everything."""
         storage = MemoryLogStorage(conf)
+        for index, term in enumerate(log, 2):
+            storage.log.append(Entry(index, term, EntryKind.BATCH, b"=%d/%d" % (index, term)))
         member = Member(member_id, storage, {**self.settings, **settings})
         member.conf, member.applied = storage.conf, storage.base.index
         self.members[member_id] = member
@@ -331,6 +343,19 @@ class Group:
         """Everybody who thinks it leads."""
         nodes = [member.node for member in self.members.values()]
         return [node for node in nodes if node is not None and node.role is Role.LEADER]
+
+    def terms(self, member_id: int) -> list[int]:
+        """Terms of the entries in a member's log, from index 2 on."""
+        node = self[member_id]
+        return [entry.term for entry in node.entries(max(2, node.first_index), 1 << 40)]
+
+    def send(self, kind: MessageKind, source: int, target: int, **fields: object) -> list[Message]:
+        """Step one made-up message at `target`; what it answers, once that is durable."""
+        node = self[target]
+        fields.setdefault("term", node.term)
+        node.step(Message(kind, source, target, **fields))  # type: ignore[arg-type]
+        self.observe(target)
+        return [message for message in self.take() if message.source == target]
 
     def data(self, member_id: int) -> list[bytes]:
         """What a member's machine was given, without no-ops and membership changes."""

@@ -15,7 +15,7 @@ from raftkv.api.grpc import frames, status
 from raftkv.api.grpc.budget import Budget
 from raftkv.api.grpc.calls import StreamCall, UnaryCall
 from raftkv.api.grpc.frames import ErrorCode, Setting
-from raftkv.api.grpc.header_blocks import HeaderBlockError, HeaderDecoder, encode
+from raftkv.api.grpc.header_blocks import Field, HeaderBlockError, HeaderDecoder, encode
 from raftkv.api.grpc.messages import GZIP, CallFault, MessageReader, framed
 from raftkv.api.grpc.requests import RequestHead
 from raftkv.api.grpc.server import GrpcServer
@@ -99,6 +99,9 @@ def test_other_requests_may_have_an_application_of_their_own() -> None:
             seen.append((head.method, head.path, head.authority, head.scheme))
             raise_if_oversized(head)
             return head
+
+        def vary(self, head: RequestHead, field: Field) -> None:
+            return None
 
     def raise_if_oversized(head: RequestHead) -> None:
         assert not head.oversized
@@ -402,6 +405,33 @@ def test_deadlines() -> None:
     assert armed == [1, 1]
     server.disconnect(peer.connection)
     assert not server.expire(peer.now + 9)
+
+
+def test_deadlines_that_change_with_every_call_share_the_rest() -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    for number in range(50):
+        extra = (("grpc-timeout", f"{number + 1}S"), ("token", "abc"))
+        peer.send(peer.request(2 * number + 1, b"", "/t.T/Hold", *extra))
+    assert [call.deadline for call in log.unary] == [peer.now + n + 1 for n in range(50)]
+    assert len(peer.connection._by_fields) == 1
+    assert {call.meta("token") for call in log.unary} == {"abc"}
+    # What only the field itself breaks is still broken.
+    late = [("grpc-timeout", "1S"), *fields()]
+    assert resets_of(peer.send(peer.headers(201, late))) == {201: ErrorCode.PROTOCOL_ERROR}
+    bad = peer.headers(203, fields("/t.T/Echo", ("grpc-timeout", "1 S")))
+    assert peer.fields_of(peer.send(bad)[0])["grpc-status"] == "13"
+    both = peer.headers(205, fields("/t.T/Echo", ("grpc-timeout", "1S"), ("Bad", "x")))
+    assert resets_of(peer.send(both)) == {205: ErrorCode.PROTOCOL_ERROR}
+    none = peer.headers(207, fields("/t.T/None", ("grpc-timeout", "1S")))
+    assert peer.fields_of(peer.send(none)[0])["grpc-status"] == "12"
+    long = peer.request(209, b"m", "/t.T/Echo", ("grpc-timeout", "1S"), ("token", "t" * 3000))
+    assert peer.answer(peer.send(long), 209)[0] == [b"m"]
+    assert len(peer.connection._by_fields) == 3
+    for number in range(2 * limits.HTTP2_MEMO_BLOCKS_MAX):
+        extra = (("grpc-timeout", "1S"), ("token", f"{number}"))
+        peer.send(peer.request(211 + 2 * number, b"", "/t.T/Echo", *extra))
+    assert len(peer.connection._by_fields) <= limits.HTTP2_MEMO_BLOCKS_MAX
 
 
 @pytest.mark.parametrize("complete", [True, False])

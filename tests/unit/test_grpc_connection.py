@@ -734,6 +734,29 @@ def test_a_full_socket_holds_output_back() -> None:
     assert peer.connection.held_bytes == 0
 
 
+def test_one_turn_takes_only_so_much_output() -> None:
+    """A sender in a loop cannot fill memory before the socket has had a say."""
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(setting(Setting.INITIAL_WINDOW_SIZE, 2**30) + frames.window_update(0, 2**30))
+    peer.send(peer.headers(1, fields("/t.T/Sink")))
+    (call,) = log.streams
+    sent = 1
+    while call.send(bytes(10_000)):
+        sent += 1
+    assert sent * 10_000 < 2 * limits.HTTP2_TURN_OUTPUT_BYTES
+    assert call.send(bytes(10_000)) is False  # a sender that does not listen is held, in order
+    turn = peer.connection.take_output()
+    assert len(turn) < 2 * limits.HTTP2_TURN_OUTPUT_BYTES
+    assert peer.connection.held_bytes > 0
+    wakes = peer.wakes
+    peer.connection.flushed()
+    assert peer.wakes == wakes + 1
+    assert log.seen == ["drain"]
+    assert peer.connection.held_bytes == 0
+    assert call.writable
+
+
 def test_output_held_for_a_deaf_client_is_bounded() -> None:
     log = Log()
     peer = Peer(echo_server(log))

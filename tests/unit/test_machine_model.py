@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import operator
+import random
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,6 +30,9 @@ from raftkv.errors import (
 )
 from raftkv.machine import commands as c
 from raftkv.machine.machine import Machine
+from raftkv.storage.backend import Backend
+from raftkv.storage.lmdb_backend import LmdbBackend
+from raftkv.storage.memory_backend import MemoryBackend
 from tests.unit.machine_support import Driver, MemoryTables
 
 KEYS = [b"a", b"aa", b"ab", b"b", b"b\0", b"c" * 200, b"\xff", b"\xff\xff"]
@@ -239,8 +245,8 @@ operations = st.recursive(st.one_of(puts, deletes, ranges), txns, max_leaves=8)
 
 class MachineAgainstModel(RuleBasedStateMachine):
     @initialize()
-    def start(self) -> None:
-        self.driver = Driver()
+    def start(self, tables: Any = None) -> None:
+        self.driver = Driver(tables)
         self.model = Model()
         self.twin = Machine(MemoryTables())
 
@@ -485,5 +491,104 @@ class MachineAgainstModel(RuleBasedStateMachine):
 def test_machine_agrees_with_the_model() -> None:
     run_state_machine_as_test(
         MachineAgainstModel,
-        settings=settings(max_examples=120, stateful_step_count=40, deadline=None),
+        settings=settings(max_examples=60, stateful_step_count=30, deadline=None),
     )
+
+
+class Walk:
+    """The same rules in long random walks, where writes are frequent and histories deep."""
+
+    def __init__(self, seed: int, tables: Any = None) -> None:
+        self.random = random.Random(seed)
+        self.system = MachineAgainstModel()
+        self.system.start(tables)
+
+    def put(self) -> Any:
+        r = self.random
+        if r.random() < 0.8:
+            lease = r.choice(LEASES) if r.random() < 0.2 else 0
+            return ("put", r.choice(KEYS), r.choice(VALUES), lease, False, False)
+        return ("put", r.choice(KEYS), b"", 0, r.random() < 0.5, r.random() < 0.5)
+
+    def interval(self) -> tuple[bytes, bytes | None]:
+        return self.random.choice(KEYS), self.random.choice(ENDS)
+
+    def operation(self, depth: int) -> Any:
+        roll = self.random.random()
+        if roll < 0.5:
+            return self.put()
+        if roll < 0.7:
+            return ("delete", *self.interval())
+        if roll < 0.85 or not depth:
+            return ("range", *self.interval(), self.random.randint(0, 3))
+        return self.transaction(depth - 1)
+
+    def transaction(self, depth: int = 2) -> Any:
+        r = self.random
+        compares = []
+        for _ in range(r.randint(0, 2)):
+            target = r.randint(0, 4)
+            operand: Any = r.choice(VALUES) if target == 3 else self.number()
+            compares.append((target, r.randint(0, 3), *self.interval(), operand))
+        branches = [[self.operation(depth) for _ in range(r.randint(0, 3))] for _ in range(2)]
+        return ("txn", compares, *branches)
+
+    def number(self) -> int:
+        newest = self.system.model.revision
+        return self.random.choice([0, 1, 2, newest, newest - 1, newest - self.random.randint(0, 9)])
+
+    def step(self) -> None:
+        r, system = self.random, self.system
+        roll = r.random()
+        if roll < 0.45:
+            system.write(self.put() if r.random() < 0.8 else ("delete", *self.interval()))
+        elif roll < 0.6:
+            system.txn(self.transaction())
+        elif roll < 0.66:
+            system.grant(r.choice(LEASES), r.randint(1, 100))
+        elif roll < 0.68:
+            system.revoke(r.choice(LEASES))
+        elif roll < 0.7:
+            system.expire(r.choices(LEASES, k=2), r.random() < 0.3)
+        elif roll < 0.73:
+            system.compact(r.randint(-1, 15))
+        elif roll < 0.83:
+            system.compact_step(r.randint(1, 9))
+        elif roll < 0.84:
+            system.restart()
+        elif roll < 0.9:
+            filters = tuple(self.number() if r.random() < 0.3 else 0 for _ in range(4))
+            system.range(
+                self.interval(), r.randint(-1, 15), r.randint(0, 4), r.randint(0, 4),
+                r.randint(0, 2), filters, r.random() < 0.2, r.random() < 0.2,
+            )  # fmt: skip
+        elif roll < 0.95:
+            system.pages(
+                r.randint(0, 15), r.randint(0, 3), r.randint(1, 5), r.random() < 0.5,
+                self.interval(),
+            )  # fmt: skip
+        elif roll < 0.98:
+            system.history(r.randint(0, 15), r.randint(1, 5))
+        elif system.driver.log[system.twin.applied_index :]:
+            system.twin_follows(r.randint(1, 90))
+        system.agrees()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_long_walks(seed: int) -> None:
+    walk = Walk(seed)
+    for _ in range(400):
+        walk.step()
+    assert walk.system.model.revision > 100
+
+
+@pytest.mark.parametrize("seed", range(100, 103))
+@pytest.mark.parametrize("kind", ["memory", "lmdb"])
+def test_walks_over_the_tables_of_a_member(kind: str, seed: int, tmp_path: Path) -> None:
+    tables: Backend = MemoryBackend() if kind == "memory" else LmdbBackend(str(tmp_path / "db"))
+    try:
+        walk = Walk(seed, tables)
+        for _ in range(250):
+            walk.step()
+    finally:
+        tables.close()

@@ -1,0 +1,198 @@
+"""The real disk: what it does, and what its failures are called."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raftkv.errors import DiskFullError, StorageError
+from raftkv.storage.disk import (
+    RealDisk,
+    copy_range,
+    fail,
+    join,
+    parent,
+    read_file,
+    replace_file,
+)
+
+
+def test_reading_and_writing(tmp_path: Path) -> None:
+    disk, path = RealDisk(), str(tmp_path / "f")
+    file = disk.open(path, create=True)
+    file.write(3, b"abc")
+    file.sync_data()
+    file.sync()
+    assert file.read(0, 100) == b"\0\0\0abc"
+    assert file.read(4, 1) == b"b"
+    assert file.read(6, 5) == b""
+    assert file.size() == 6
+    file.fill_zeros(4, 9)
+    assert file.read(0, 20) == b"\0\0\0a" + bytes(5)
+    file.truncate(4)
+    assert file.size() == 4
+    file.close()
+    file.close()
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    disk.open(path, create=True).close()
+    assert os.path.getsize(path) == 0, "create empties"
+    with pytest.raises(StorageError, match="Is a directory"):
+        disk.open(str(tmp_path), write=True)
+    disk.sync_directory(str(tmp_path))
+
+
+def test_files_opened_for_reading_cannot_be_written(tmp_path: Path) -> None:
+    disk, path = RealDisk(), str(tmp_path / "f")
+    replace_file(disk, path, b"old")
+    file = disk.open(path)
+    with pytest.raises(StorageError, match="write"):
+        file.write(0, b"new")
+    file.close()
+    assert read_file(disk, path, 3) == b"old"
+
+
+def test_short_reads_and_writes_are_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_read, real_write = os.pread, os.pwrite
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: real_read(fd, min(size, 7), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real_write(fd, bytes(data)[:5], at))
+    file = RealDisk().open(str(tmp_path / "f"), create=True)
+    data = bytes(range(100))
+    file.write(11, data)
+    assert file.read(11, 100) == data
+    assert file.read(11, 500) == data
+    file.close()
+
+
+def test_folders(tmp_path: Path) -> None:
+    disk = RealDisk()
+    deep = join(str(tmp_path), "a", "b")
+    disk.make_directory(deep)
+    disk.make_directory(deep)
+    assert disk.directory_mode(deep) == 0o700
+    assert disk.directory_mode(parent(deep)) == 0o700
+    disk.set_directory_mode(deep, 0o750)
+    assert disk.directory_mode(deep) == 0o750
+    for name in ("z", "m", "a"):
+        disk.open(join(deep, name), create=True).close()
+    disk.rename(join(deep, "z"), join(deep, "b"))
+    assert disk.list(deep) == ["a", "b", "m"]
+    disk.remove(join(deep, "a"))
+    assert not disk.exists(join(deep, "a"))
+    assert disk.exists(deep)
+    assert disk.free_bytes(deep) > 0
+    assert parent("name") == "."
+    with pytest.raises(StorageError, match="Not a directory"):
+        disk.make_directory(join(deep, "b"))
+    with pytest.raises(StorageError):
+        disk.make_directory(join(deep, "b", "c"))
+
+
+def test_failures_name_the_path_and_the_operation(tmp_path: Path) -> None:
+    disk, missing = RealDisk(), str(tmp_path / "missing")
+    for call in (
+        lambda: disk.open(missing),
+        lambda: disk.list(missing),
+        lambda: disk.remove(missing),
+        lambda: disk.rename(missing, missing),
+        lambda: disk.directory_mode(missing),
+        lambda: disk.set_directory_mode(missing, 0o700),
+        lambda: disk.free_bytes(missing),
+        lambda: disk.lock(join(missing, "LOCK")),
+        lambda: read_file(disk, missing, 10),
+    ):
+        with pytest.raises(StorageError, match="No such file") as caught:
+            call()
+        assert missing in caught.value.message
+        assert caught.value.facts["errno"] == errno.ENOENT
+        assert not caught.value.fatal
+    with pytest.raises(StorageError) as caught:
+        disk.sync_directory(missing)
+    assert caught.value.fatal
+
+
+def test_failed_syncs_are_fatal(tmp_path: Path) -> None:
+    disk = RealDisk()
+    # A pipe cannot be synced.
+    os.mkfifo(tmp_path / "pipe")
+    file = disk.open(str(tmp_path / "pipe"), write=True)
+    for call in (file.sync, file.sync_data):
+        with pytest.raises(StorageError, match="sync") as caught:
+            call()
+        assert caught.value.fatal
+    for call in (lambda: file.read(0, 1), lambda: file.truncate(1)):
+        with pytest.raises(StorageError):
+            call()
+    file.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_has_a_name_of_its_own(number: int) -> None:
+    with pytest.raises(DiskFullError, match="free space") as caught:
+        fail(OSError(number, os.strerror(number)), "write", "/some/file")
+    assert not caught.value.fatal
+    with pytest.raises(StorageError) as other:
+        fail(OSError(number, os.strerror(number)), "fsync", "/some/file", fatal=True)
+    assert other.value.fatal
+    assert not isinstance(other.value, DiskFullError)
+    with pytest.raises(StorageError, match="odd"):
+        fail(OSError("odd"), "write", "/some/file")
+
+
+def test_the_kernels_refusal_to_grow_a_file_is_a_full_disk(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys\n"
+        "from raftkv.storage.disk import RealDisk\n"
+        "from raftkv.errors import DiskFullError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "file = RealDisk().open(sys.argv[1], create=True)\n"
+        "try:\n"
+        "    file.write(0, bytes(9000))\n"
+        "except DiskFullError as error:\n"
+        "    print('full', file.size())\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "f")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert told == "full 5000\n"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 5000
+
+
+def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
+    disk, path = RealDisk(), str(tmp_path / "f")
+    replace_file(disk, path, b"one")
+    replace_file(disk, path, b"two")
+    assert read_file(disk, path, 100) == b"two"
+    assert disk.list(str(tmp_path)) == ["f"]
+    with pytest.raises(StorageError, match="larger than 2"):
+        read_file(disk, path, 2)
+
+
+def test_copying_a_range(tmp_path: Path) -> None:
+    disk = RealDisk()
+    replace_file(disk, str(tmp_path / "a"), bytes(range(250)) * 40)
+    source = disk.open(str(tmp_path / "a"))
+    target = disk.open(str(tmp_path / "b"), create=True)
+    copy_range(source, 50, 200, target, 4)
+    assert target.read(0, 1000) == bytes(4) + bytes(range(50, 250))
+    with pytest.raises(StorageError, match="too early"):
+        copy_range(source, 9_000, 2_000, target, 0)
+    source.close()
+    target.close()
+
+
+def test_machine_facts() -> None:
+    disk = RealDisk()
+    assert disk.boot_id() == disk.boot_id() != ""
+    assert len(disk.random_bytes(8)) == 8
+    assert disk.random_bytes(8) != disk.random_bytes(8)
