@@ -65,6 +65,7 @@ PEER_FRAME_BYTES_MAX: Final = 32 * MIB
 PEER_QUEUE_BYTES_MAX: Final = 128 * MIB
 PEER_WRITE_BUFFER_BYTES: Final = 4 * MIB
 PEER_HELLO_BYTES_MAX: Final = 1 * KIB
+PEER_INTRODUCTION_BYTES_MAX: Final = 256 * KIB
 PEER_CONNECTIONS_MAX: Final = 256
 PEER_ADDRESSES_MAX: Final = 16
 PEER_DIAL_SECONDS: Final = 2.0
@@ -154,7 +155,10 @@ check(
     REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body"
 )
 check(HTTP_STREAM_BUFFER_BYTES < CONNECTION_OUTPUT_BYTES_MAX, "a slice must fit into the output")
-check(KEY_BYTES_MAX * 3 + KIB <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
+check(
+    KEY_BYTES_MAX * 3 + KIB <= HTTP_TARGET_BYTES_MAX,
+    "any key must fit, percent-encoded, into a path",
+)
 check(
     HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES,
     "one stream must be able to use its window",

@@ -355,7 +355,9 @@ class RaftNode:
         core = self._core
         for entry in message.entries:
             try:
-                if core.role is not Role.LEADER:
+                if core.role is not Role.LEADER or message.term != core.term:
+                    # Whoever forwarded it counts on this: only a leader of the term that it was
+                    # forwarded in appends it.
                     raise ProposalDropped("no leader")
                 if entry.kind is EntryKind.CONFIG:
                     replication.propose_change(core, codec.decode_change(entry.data))
@@ -370,7 +372,9 @@ class RaftNode:
 
         On the leader: (index of the first entry, term); entry i is committed if and only if an
         entry of that term is applied at that index. Elsewhere they are forwarded, and None is
-        returned: their fate shows when they are applied, or never. Raises `ProposalDropped`.
+        returned: they are appended by a leader of the present term or by nobody, so once an entry
+        of a later term is applied and they were not, they never will be. Raises
+        `ProposalDropped`.
         """
         core = self._core
         if core.role is Role.LEADER:
@@ -395,6 +399,7 @@ class RaftNode:
                 MessageKind.PROPOSE,
                 core.member_id,
                 core.leader,
+                term=core.term,
                 entries=tuple([Entry(0, 0, kind, item) for item in data]),
             )
         )

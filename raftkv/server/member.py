@@ -39,7 +39,6 @@ from raftkv.limits import WATCH_PROGRESS_SECONDS
 from raftkv.machine import commands
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.config import ServerConfig, split_url
-from raftkv.server.joining import check_question, encode_members
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
@@ -59,7 +58,10 @@ COMPACT_ROWS_PER_SLICE = 500
 COMPACT_PAUSE_SECONDS = 0.002
 NO_SPACE_CLEARED_AT = 0.95
 """A space alarm clears itself once this share of the quota is used, or less."""
-LEARNER_READY_SHARE = 0.9
+SNAPSHOT_SHARE = 4
+"""A snapshot is due when the log since the last one is more than this part of the data. A write
+takes about two and a half times its log bytes in the tables, so snapshots come at a growing
+distance: each costs about what was written since the one before."""
 
 
 def now_ms() -> int:
@@ -139,9 +141,9 @@ class Member:
             on_messages=self._on_messages,
             on_frame=self.replica.receive_frame,
             on_unreachable=self._on_unreachable,
-            on_snapshot_received=self._on_snapshot,
+            on_snapshot=self._on_snapshot,
             on_fatal=self._on_failed,
-            on_ask=self._on_ask,
+            on_introduction=self._introduce,
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
         )
@@ -242,6 +244,7 @@ class Member:
             "first_index": node.first_index,
             "last_index": node.last_index,
             "state_hash": machine.state_hash.hex(),
+            "hash_index": machine.applied_index,
             "keys": machine.keys,
             "leases": len(self.replica.lessor) if self.replica.lessor.leading else None,
             "watchers": len(self.replica.hub),
@@ -396,11 +399,15 @@ class Member:
 
     def members_changed(self) -> None:
         """See `Surroundings.members_changed`."""
-        peers = {}
-        for info in self.machine.members():
-            if info.member_id != self.member_id:
-                peers[info.member_id] = [split_url(url) for url in info.peer_urls]
-        self.transport.set_peers(peers)
+        urls = {info.member_id: info.peer_urls for info in self.machine.members()}
+        urls = urls or self._opened.introduced
+        self.transport.set_peers(
+            {
+                member_id: [split_url(url) for url in peer_urls]
+                for member_id, peer_urls in urls.items()
+                if member_id != self.member_id
+            }
+        )
 
     def removed(self) -> None:
         """See `Surroundings.removed`."""
@@ -456,9 +463,9 @@ class Member:
     def _on_unreachable(self, peer: int) -> None:
         self.node.report_unreachable(peer)
 
-    def _on_snapshot(self, message: Message) -> None:
+    def _on_snapshot(self, peer: int, message: Message) -> None:
         """A snapshot's whole file arrived and was verified."""
-        self._on_messages(message.source, [message])
+        self._on_messages(peer, [message])
 
     def _snapshot_sent(self, peer: int, delivered: bool) -> None:
         if delivered:
@@ -577,8 +584,9 @@ class Member:
 
     def _snapshot_due(self) -> bool:
         log_bytes = self._opened.log.bytes_since(self._snapshot_index())
-        floor = self.config.snapshot_log_bytes
-        return log_bytes > floor and log_bytes > self._opened.backend.used_bytes()
+        if log_bytes <= self.config.snapshot_log_bytes:
+            return False
+        return log_bytes * SNAPSHOT_SHARE > self._opened.backend.used_bytes()
 
     async def _snapshot_and_compact(self) -> None:
         try:
@@ -665,10 +673,10 @@ class Member:
             raise result
         return result
 
-    def _on_ask(self, question: bytes) -> bytes:
-        check_question(question)
-        members = [(info.member_id, info.name, info.peer_urls) for info in self.machine.members()]
-        return encode_members(self.cluster_id, members)
+    def _introduce(self) -> list[Any]:
+        """Who is in the cluster, for newcomers that know only an address of it."""
+        members = [[info.member_id, info.name, info.peer_urls] for info in self.machine.members()]
+        return [self.cluster_id, members]
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(coroutine)

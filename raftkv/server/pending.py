@@ -4,13 +4,14 @@ A batch is registered before it is proposed, under a sequence number that travel
 becomes of it is told once:
 
 - applied here: each waiter gets its command's own result;
-- its log position was taken by another leader's entry, or the leader refused it: a definite
-  refusal;
+- its log position was taken by another leader's entry, the leader refused it, or it was forwarded
+  to a leader that was replaced before it took it on: a definite refusal;
 - anything else (time-out, the machine jumped ahead by snapshot, the member stops): unknown.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ class Pending:
         # Insertion order is deadline order: every batch waits equally long.
         self._by_sequence: dict[int, PendingBatch] = {}
         self._by_index: dict[int, PendingBatch] = {}
+        self._forwarded: deque[tuple[int, int]] = deque()
+        """(term, sequence), in order."""
+        self._term = 0
         self.commands = 0
 
     def register(self, dones: list[Done], deadline_ms: int) -> int:
@@ -63,8 +67,22 @@ class Pending:
             # We led, lost the log's end to another leader, and lead again.
             self._fail(displaced, _displaced())
 
+    def forwarded(self, sequence: int, term: int) -> None:
+        """The batch was sent to the leader of `term`, and no other leader will take it."""
+        self._forwarded.append((term, sequence))
+
     def committed(self, index: int, term: int) -> None:
-        """An entry was committed at `index`; whoever waited there for another term has lost."""
+        """An entry was committed at `index`, before it is applied.
+
+        Whoever waited there for another term has lost, and so has whoever was forwarded in an
+        earlier term: had its batch made it into the log, it would have come before.
+        """
+        if term > self._term:
+            self._term = term
+            while self._forwarded and self._forwarded[0][0] < term:
+                forwarded = self._by_sequence.get(self._forwarded.popleft()[1])
+                if forwarded is not None:
+                    self._fail(forwarded, _displaced())
         batch = self._by_index.pop(index, None)
         if batch is not None and batch.term != term and batch.sequence in self._by_sequence:
             batch.index = 0
@@ -75,6 +93,8 @@ class Pending:
         batch = self._by_sequence.pop(sequence, None)
         if batch is None:
             return
+        while self._forwarded and self._forwarded[0][1] not in self._by_sequence:
+            self._forwarded.popleft()
         dones = batch.dones
         check(len(dones) == len(results), "a batch has a result a command", sequence=sequence)
         self.commands -= len(dones)
@@ -138,6 +158,6 @@ class Pending:
 
 def _displaced() -> LeadershipLost:
     return LeadershipLost(
-        "another leader's entry took this request's place in the log; it did not happen, "
-        "so it is safe to repeat it"
+        "leadership changed before this request was committed; it did not happen, so it is safe "
+        "to repeat it"
     )

@@ -89,3 +89,19 @@ def test_closing_leaves_nobody_waiting() -> None:
     pending.close()
     assert len(told) == 4 and all(isinstance(error, OutcomeUnknown) for error in told)
     assert len(pending) == 0
+
+
+def test_a_batch_forwarded_to_a_leader_that_was_replaced_is_definitely_refused() -> None:
+    pending = Pending()
+    told_old, old = waiters(1)
+    told_new, new = waiters(1)
+    pending.forwarded(pending.register(old, 100), term=3)
+    sequence = pending.register(new, 100)
+    pending.forwarded(sequence, term=4)
+    pending.committed(9, term=3)
+    assert told_old == []
+    pending.committed(10, term=4)
+    assert isinstance(told_old[0], LeadershipLost) and told_new == []
+    pending.committed(11, term=4)
+    pending.resolve(sequence, ["done"])
+    assert told_new == ["done"]

@@ -124,6 +124,23 @@ def test_a_write_that_nobody_confirms_is_unknown(make_rig: MakeRig) -> None:
     assert isinstance(answer[0], OutcomeUnknown)
 
 
+def test_a_write_forwarded_to_a_dead_leader_is_refused_once_another_leads(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    site = follower_of(rig)
+    answer = rig.propose(site, commands.put(b"k", b"lost"))
+    leader.crash()
+    rig.settle()
+    assert answer == []
+    rig.leader()
+    rig.settle()
+    assert isinstance(answer[0], LeadershipLost)
+    assert value(site, b"k") is None
+
+
 def test_without_a_leader_writes_are_refused_and_reads_time_out(make_rig: MakeRig) -> None:
     rig = make_rig(3)
     leader = rig.leader()
