@@ -586,3 +586,4 @@ class Addresses:
 
     def __init__(self, *addresses: tuple[str, int]) -> None:
         self.client_addresses = addresses
+        self.max_connections = 100
