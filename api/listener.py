@@ -246,7 +246,9 @@ async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
     listeners: list[Listener] = []
     try:
         for host, port in config.client_addresses:
-            listeners.append(await start_http(store, host, port))
+            listeners.append(
+                await start_http(store, host, port, connections_max=config.max_connections)
+            )
     except ConfigError:
         for listener in listeners:
             await listener.close(0)

@@ -71,6 +71,7 @@ HTTP: Final[dict[type[errors.RaftkvError], HttpOutcome]] = {
     errors.ConfigError: HttpOutcome(500, "A setting cannot work"),
     errors.CorruptionError: HttpOutcome(500, "Stored bytes fail their check"),
     errors.FormatError: HttpOutcome(500, "Stored data is of another format"),
+    errors.DiskFullError: HttpOutcome(500, "The disk is full"),
     errors.LockedError: HttpOutcome(500, "Another process owns the data directory"),
     errors.PeerError: HttpOutcome(500, "A peer answered with something that cannot be used"),
     # Bases, for what is raised without a leaf of its own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -30,6 +31,8 @@ EARLY_EXIT_SECONDS = 3.0
 EARLY_EXITS_MAX = 3
 LOG_LINES_SHOWN = 15
 MEMBERS_MAX = 9
+PR_SET_PDEATHSIG = 1
+"""prctl(2): a signal for this process when the thread that made it ends."""
 _HUES = ("cyan", "magenta", "yellow", "blue", "green", "red")
 
 
@@ -62,7 +65,7 @@ _HUES = ("cyan", "magenta", "yellow", "blue", "green", "red")
     "extra",
     multiple=True,
     metavar="SETTING=VALUE",
-    help="A setting of `raftkv serve` for every member, for example max-txn-ops=64.",
+    help="A setting of `raftkv serve` for every member, for example max-watchers=64.",
 )
 def dev(
     members: int,
@@ -233,6 +236,7 @@ class DevCluster:
                 stderr=log,
                 # Ctrl-C is for this process, which then stops the members in order.
                 start_new_session=True,
+                preexec_fn=_end_with_parent(),
                 env=_environment(),
             )
         member.watching = asyncio.create_task(self._mind(member, member.process))
@@ -366,6 +370,25 @@ class DevCluster:
             task.cancel()
         await asyncio.gather(*minders, return_exceptions=True)
         note("all members have stopped")
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a member does between fork and exec to be stopped when this process dies somehow.
+
+    Linux only; elsewhere the members of a supervisor that was killed stay.
+    """
+    # Looked up here, because between fork and exec next to nothing may be done.
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        return None
+    parent = os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
 
 
 def serve_command(config: ServerConfig) -> list[str]:

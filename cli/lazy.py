@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from raftkv.cli.output import Failure
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Tell a wrong command line like any other error: one line, with where to look."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "raftkv"
+        advice = f"See `{path} --help`."
+        raise Failure(error.format_message(), error.exit_code, advice) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +42,14 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, lazy: Mapping[str, Lazy], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lazy = dict(lazy)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_line():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.lazy]

@@ -78,8 +78,6 @@ def restore(
     same --initial-cluster, then start the members with the same settings. The cluster is a new
     one: it shares nothing but the data with the one that was saved.
     """
-    if data_dir.exists() and any(data_dir.iterdir()):
-        raise click.UsageError(f"{data_dir} is not empty; give a new directory")
 
     def work() -> None:
         from raftkv.server.config import load_config

@@ -65,6 +65,7 @@ PEER_FRAME_BYTES_MAX: Final = 32 * MIB
 PEER_QUEUE_BYTES_MAX: Final = 128 * MIB
 PEER_WRITE_BUFFER_BYTES: Final = 4 * MIB
 PEER_HELLO_BYTES_MAX: Final = 1 * KIB
+PEER_INTRODUCTION_BYTES_MAX: Final = 256 * KIB
 PEER_CONNECTIONS_MAX: Final = 256
 PEER_ADDRESSES_MAX: Final = 16
 PEER_DIAL_SECONDS: Final = 2.0
@@ -81,7 +82,7 @@ SNAPSHOT_ATTEMPTS_MAX: Final = 6
 CONNECTIONS_MAX: Final = 20_000
 HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
-HTTP_TARGET_BYTES_MAX: Final = 192 * KIB
+HTTP_TARGET_BYTES_MAX: Final = 200 * KIB
 HTTP_PIPELINE_BYTES_MAX: Final = 256 * KIB
 HTTP_PIPELINE_REQUESTS_MAX: Final = 256
 HTTP_BODY_BYTES_MAX: Final = 2 * REQUEST_BYTES_MAX  # base64 and JSON take room
@@ -154,7 +155,10 @@ check(
     REQUEST_BYTES_MAX * 4 // 3 < HTTP_BODY_BYTES_MAX, "a request must fit, as base64, into a body"
 )
 check(HTTP_STREAM_BUFFER_BYTES < CONNECTION_OUTPUT_BYTES_MAX, "a slice must fit into the output")
-check(KEY_BYTES_MAX * 3 <= HTTP_TARGET_BYTES_MAX, "any key must fit, percent-encoded, into a path")
+check(
+    KEY_BYTES_MAX * 3 + KIB <= HTTP_TARGET_BYTES_MAX,
+    "any key must fit, percent-encoded, into a path",
+)
 check(
     HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES,
     "one stream must be able to use its window",

@@ -16,7 +16,7 @@ from raftkv.api.http.openapi import build_openapi
 from raftkv.api.http.router import Route, Router
 from raftkv.api.listener import Factory, Listener
 from raftkv.errors import RaftkvError
-from raftkv.limits import HTTP_DRAIN_SECONDS
+from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS
 from raftkv.server.store import Store
 
 log = logging.getLogger(__name__)
@@ -137,6 +137,7 @@ async def start_http(
     reuse_port: bool = False,
     gate: Gate | None = None,
     http2: Factory | None = None,
+    connections_max: int = CONNECTIONS_MAX,
 ) -> Listener:
     """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`).
 
@@ -150,6 +151,7 @@ async def start_http(
         http2,
         on_sweep=door.tick,
         on_drain=door.drain,
+        connections_max=connections_max,
     )
     door.listener = listener
     return await listener.open(host, port, tls=tls, reuse_port=reuse_port)

@@ -167,6 +167,8 @@ class Exchange:
         if self._head_only:
             self._chunked = False
             self.end_stream()
+            if self.on_lost is not None:
+                self.on_lost()  # nobody will read what the handler holds open
 
     def push(self, data: bytes) -> bool:
         """Send a piece of the body. False: hold back until `on_writable`, or `writable()`."""

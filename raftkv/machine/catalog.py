@@ -169,7 +169,7 @@ def _write(draft: Draft, fields: dict[str, Any]) -> None:
 
 def _check_space(draft: Draft) -> None:
     if draft.no_space:
-        raise NoSpace("the store is full: delete or compact, then clear the alarm")
+        raise NoSpace("the store is full: delete or compact; writes go on once there is space")
 
 
 def _result(draft: Draft, fields: dict[str, Any], *, changed: bool, created: bool) -> ServiceResult:

@@ -82,6 +82,13 @@ def change_members(draft: Draft, conf: bytes, change: MemberChange | None) -> No
                 _write(draft, member._replace(learner=learner))
 
 
+def replace_members(draft: Draft, conf: bytes, members: tuple[MemberInfo, ...]) -> None:
+    """Record other members instead of all that are known. Every alarm goes: all are of old ones."""
+    _set_alarms(draft, frozenset())
+    old = tuple(member.member_id for member in read_members(draft.writer))
+    change_members(draft, conf, MemberChange(add=members, remove=old))
+
+
 def apply_alarm(draft: Draft, command: list[Any]) -> AlarmResult:
     """The ALARM command."""
     _, _, kind, member_id, on = command

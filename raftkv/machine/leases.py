@@ -39,7 +39,7 @@ def apply_grant(draft: Draft, command: list[Any]) -> LeaseResult:
     """The LEASE_GRANT command."""
     _, _, lease, ttl_seconds, _ = command
     if draft.no_space:
-        raise NoSpace("the store is full: delete or compact, then clear the alarm")
+        raise NoSpace("the store is full: delete or compact; writes go on once there is space")
     if draft.get(LEASES, U64.pack(lease)) is not None:
         raise LeaseExists("lease already exists", lease=lease)
     write_lease(draft, Lease(lease, ttl_seconds, draft.state.clock_ms, False))

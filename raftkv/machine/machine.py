@@ -29,6 +29,7 @@ from raftkv.machine.cluster import (
     member_result,
     read_alarms,
     read_members,
+    replace_members,
 )
 from raftkv.machine.commands import SortOrder, SortTarget, decode_batch
 from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, Draft, State
@@ -129,6 +130,22 @@ class Machine:
         self._adopt(draft)
         self.conf = conf
         self._remember_hash(index, draft.state.hash)
+
+    def rehome(self, conf: bytes, members: Iterable[MemberInfo]) -> None:
+        """Give this state to another cluster, whose log begins behind the index applied here.
+
+        Membership and alarms become the new cluster's; all else stays. Equal states given the same
+        members stay equal, with equal hashes. Atomic.
+        """
+        check(self.applied_index > 0, "only a state that something was applied to has a home")
+        with self._tables.write() as writer:
+            draft = Draft(writer, self._state, self._alarms)
+            replace_members(draft, conf, tuple(members))
+            draft.end_entry()
+            draft.save()
+        self._adopt(draft)
+        self.conf = conf
+        self._remember_hash(self.applied_index, draft.state.hash)
 
     def apply(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Applied]:
         """Apply (index, term, data) in order, all in one write transaction.

@@ -40,7 +40,7 @@ _VALUE: Final = int(CompareTarget.VALUE)
 def check_put(draft: Draft, keyspace: int, key: bytes, lease: int, flags: int) -> None:
     """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound."""
     if draft.no_space:
-        raise NoSpace("the store is full: delete or compact, then clear the alarm")
+        raise NoSpace("the store is full: delete or compact; writes go on once there is space")
     if lease and draft.get(LEASES, U64.pack(lease)) is None:
         raise LeaseNotFound("no such lease", lease=lease)
     if flags & (IGNORE_VALUE | IGNORE_LEASE):
@@ -102,7 +102,7 @@ def apply_txn(draft: Draft, command: list[Any]) -> TxnResult:
     """The TXN command."""
     _, _, keyspace, compares, then, else_ = command
     if draft.no_space and (_has_put(then) or _has_put(else_)):
-        raise NoSpace("the store is full: delete or compact, then clear the alarm")
+        raise NoSpace("the store is full: delete or compact; writes go on once there is space")
     plan = _choose(draft, keyspace, compares, then, else_)
     _check(draft, keyspace, plan)
     result = _run(draft, keyspace, plan)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from raftkv.consensus.types import ConfState, SnapshotMeta
+from raftkv.machine.cluster import MemberInfo
 from raftkv.server.config import ServerConfig
 
 FIRST_INDEX = 1
@@ -35,10 +36,22 @@ class Founding:
     members: tuple[FoundingMember, ...]
 
     @property
+    def conf(self) -> ConfState:
+        """All first members vote."""
+        return ConfState(voters=tuple(sorted(member.member_id for member in self.members)))
+
+    @property
     def meta(self) -> SnapshotMeta:
         """The snapshot that a new cluster's log begins with."""
-        voters = tuple(sorted(member.member_id for member in self.members))
-        return SnapshotMeta(FIRST_INDEX, FIRST_TERM, ConfState(voters=voters))
+        return SnapshotMeta(FIRST_INDEX, FIRST_TERM, self.conf)
+
+    @property
+    def member_infos(self) -> list[MemberInfo]:
+        """The members as the machine records them; each tells its client addresses later."""
+        return [
+            MemberInfo(member.member_id, member.name, member.peer_urls, (), False)
+            for member in self.members
+        ]
 
 
 def id_of(*parts: str) -> int:
@@ -47,9 +60,13 @@ def id_of(*parts: str) -> int:
     return (int.from_bytes(digest, "big") >> 1) or 1
 
 
-def found(config: ServerConfig) -> Founding:
-    """The cluster that `config` describes, as all its first members compute it."""
-    token = config.initial_cluster_token
+def found(config: ServerConfig, restored: str = "") -> Founding:
+    """The cluster that `config` describes, as all its first members compute it.
+
+    `restored` names the snapshot that it begins with, if it does: a cluster restored under the
+    settings of the old one is another cluster nevertheless, and members of the two never mix.
+    """
+    token = config.initial_cluster_token + (f"\0{restored}" if restored else "")
     members = tuple(
         sorted(
             (

@@ -340,20 +340,6 @@ class ServerConfig:
         "Most bytes of data; past it only deletes and compaction pass.",
         group="Storage",
     )
-    max_request_bytes: int = _setting(
-        limits.REQUEST_BYTES_MAX,
-        parse_size,
-        "SIZE",
-        "Largest request body.",
-        group="Limits",
-    )
-    max_txn_ops: int = _setting(
-        limits.TXN_OPERATIONS_MAX,
-        parse_integer,
-        "N",
-        "Most operations in one transaction.",
-        group="Limits",
-    )
     max_connections: int = _setting(
         limits.CONNECTIONS_MAX,
         parse_integer,
@@ -550,8 +536,6 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "snapshot_catchup_entries": (0, 10_000_000),
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
-    "max_request_bytes": (1024, limits.BATCH_BYTES_MAX),
-    "max_txn_ops": (1, 65_536),
     "max_connections": (1, 1_000_000),
     "max_watchers": (1, 10_000_000),
 }

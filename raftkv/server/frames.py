@@ -49,10 +49,9 @@ class FrameKind(IntEnum):
     PONG = 5
     MESSAGES = 6
     """Consensus messages, see `raftkv.consensus.codec`."""
-    ASK = 7
-    """Instead of HELLO: who belongs to this cluster? For a member that is to join it."""
-    MEMBERS = 8
-    """The answer, see `raftkv.server.joining`; then the connection ends."""
+    INTRODUCE = 7
+    """In place of a HELLO, empty: who is there? See `raftkv.server.introduction`."""
+    INTRODUCTION = 8
     OFFER = 16
     """See `raftkv.server.snapshot_stream` for this and the following."""
     WANT = 17

@@ -39,7 +39,6 @@ from raftkv.limits import WATCH_PROGRESS_SECONDS
 from raftkv.machine import commands
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.config import ServerConfig, split_url
-from raftkv.server.joining import check_question, encode_members
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
@@ -142,9 +141,9 @@ class Member:
             on_messages=self._on_messages,
             on_frame=self.replica.receive_frame,
             on_unreachable=self._on_unreachable,
-            on_snapshot_received=self._on_snapshot,
+            on_snapshot=self._on_snapshot,
             on_fatal=self._on_failed,
-            on_ask=self._on_ask,
+            on_introduction=self._introduce,
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
         )
@@ -245,6 +244,7 @@ class Member:
             "first_index": node.first_index,
             "last_index": node.last_index,
             "state_hash": machine.state_hash.hex(),
+            "hash_index": machine.applied_index,
             "keys": machine.keys,
             "leases": len(self.replica.lessor) if self.replica.lessor.leading else None,
             "watchers": len(self.replica.hub),
@@ -463,9 +463,9 @@ class Member:
     def _on_unreachable(self, peer: int) -> None:
         self.node.report_unreachable(peer)
 
-    def _on_snapshot(self, message: Message) -> None:
+    def _on_snapshot(self, peer: int, message: Message) -> None:
         """A snapshot's whole file arrived and was verified."""
-        self._on_messages(message.source, [message])
+        self._on_messages(peer, [message])
 
     def _snapshot_sent(self, peer: int, delivered: bool) -> None:
         if delivered:
@@ -673,10 +673,10 @@ class Member:
             raise result
         return result
 
-    def _on_ask(self, question: bytes) -> bytes:
-        check_question(question)
-        members = [(info.member_id, info.name, info.peer_urls) for info in self.machine.members()]
-        return encode_members(self.cluster_id, members)
+    def _introduce(self) -> list[Any]:
+        """Who is in the cluster, for newcomers that know only an address of it."""
+        members = [[info.member_id, info.name, info.peer_urls] for info in self.machine.members()]
+        return [self.cluster_id, members]
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(coroutine)

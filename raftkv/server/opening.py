@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from raftkv.consensus.codec import decode_conf, encode_conf
 from raftkv.consensus.types import ConfState, HardState, SnapshotMeta
 from raftkv.errors import ConfigError, CorruptionError
-from raftkv.machine.cluster import MemberInfo
 from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
-from raftkv.server.joining import ask_members
+from raftkv.server.introduction import ask_introduction
 from raftkv.storage.backend import LmdbBackend
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.disk import Disk, RealDisk
@@ -107,7 +106,7 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
             data.found(await _identity(config))
         opened = _open(config, disk, data)
         if not opened.machine.members():
-            _, members = await ask_members(_others(config))
+            _, members = await ask_introduction(_others(config))
             opened.introduced = {member_id: tuple(urls) for member_id, _, urls in members}
         return opened
     except BaseException:
@@ -120,7 +119,7 @@ async def _identity(config: ServerConfig) -> WalIdentity:
     founding = found(config)
     if config.initial_cluster_state == "new":
         return WalIdentity(founding.cluster_id, founding.member_id)
-    cluster_id, members = await ask_members(_others(config))
+    cluster_id, members = await ask_introduction(_others(config))
     own_urls = set(config.advertised_peer_urls)
     for member_id, _, peer_urls in members:
         if own_urls & set(peer_urls):
@@ -154,17 +153,18 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
     data.begin_run()
     snapshots = SnapshotStore.open(disk, data.snapshots_path, cluster_id=identity.cluster_id)
     backend = LmdbBackend(data.tables_path, disk=disk)
-    wal, recovered = _open_wal(config, disk, data, identity, create=snapshots.latest() is None)
+    wal, recovered = open_wal(config, disk, data, identity, create=snapshots.latest() is None)
     founding = found(config)
     blank = recovered.snapshot.index == 0 and len(recovered.index) == 0
     founder = WalIdentity(founding.cluster_id, founding.member_id) == identity
     if blank and founder and config.initial_cluster_state == "new":
         _found_cluster(founding, backend, snapshots, wal)
         wal.close()
-        wal, recovered = _open_wal(config, disk, data, identity, create=False)
+        wal, recovered = open_wal(config, disk, data, identity, create=False)
     for note in (*snapshots.notes, *recovered.notes):
         log.warning(note)
     machine = _machine(backend, snapshots, recovered, data.path, trusted=trusted)
+    _check_owner(config, machine, identity, data.path)
     wal_log = WalLog(disk, data.wal_path, recovered, conf=conf_of(machine))
     latest = snapshots.latest()
     if latest is not None and latest.meta.index <= wal_log.last_index():
@@ -180,9 +180,27 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
     return Opened(data, snapshots, wal, wal_log, backend, machine, identity, {})
 
 
-def _open_wal(
+def _check_owner(config: ServerConfig, machine: Machine, identity: WalIdentity, path: str) -> None:
+    """Refuse settings that describe another member of the cluster than the one whose data it is.
+
+    A name or an address of nobody is a change of one's own; only those of another are a mistake.
+    """
+    mine = set(config.advertised_peer_urls)
+    for info in machine.members():
+        others = info.member_id != identity.member_id
+        if others and (info.name == config.name or mine.intersection(info.peer_urls)):
+            raise ConfigError(
+                f"{path} belongs to member {identity.member_id:016x}, but the settings (--name "
+                f"{config.name}, peer URL {', '.join(sorted(mine))}) are those of member "
+                f"{info.member_id:016x} of its cluster; use the right data directory",
+                path=path,
+            )
+
+
+def open_wal(
     config: ServerConfig, disk: Disk, data: DataDir, identity: WalIdentity, *, create: bool
 ) -> tuple[Wal, Recovered]:
+    """The log of `data`; with `create` False it has to be there."""
     return Wal.open(
         disk,
         data.wal_path,
@@ -204,11 +222,16 @@ def _found_cluster(
             meta.index,
             meta.term,
             encode_conf(meta.conf),
-            [
-                MemberInfo(member.member_id, member.name, member.peer_urls, (), False)
-                for member in founding.members
-            ],
+            founding.member_infos,
         )
+    begin_log(meta, backend, snapshots, wal)
+
+
+def begin_log(meta: SnapshotMeta, backend: LmdbBackend, snapshots: SnapshotStore, wal: Wal) -> None:
+    """Make what the tables hold, which is the state as of `meta`, the beginning of an empty log.
+
+    Durable when it returns. The log is to be opened again before it is used.
+    """
     writer = snapshots.begin(meta)
     backend.pin().copy_to(writer.path, writer.offset)
     writer.finish()
@@ -227,6 +250,7 @@ def _machine(
     """The machine at some index that the log covers, from the tables or from a snapshot."""
     machine = Machine(backend)
     base, last = recovered.index.base_index, recovered.index.last_index
+    damage = ""
     if trusted and base <= machine.applied_index <= last:
         return machine
     for info in reversed(snapshots.all()):
@@ -235,7 +259,8 @@ def _machine(
         try:
             snapshots.verify(info)
         except CorruptionError as error:
-            log.error("%s", error)
+            log.warning("%s", error)
+            damage = f" ({error})"
             continue
         log.info("rebuilding the tables from a snapshot", extra={"index": info.meta.index})
         backend.stage(snapshots.path(info), info.image_offset, info.image_bytes)
@@ -245,7 +270,8 @@ def _machine(
     if base == 0 and machine.applied_index == 0:
         return machine
     raise CorruptionError(
-        f"{path}: the log begins after index {base}, and no snapshot that reaches it is readable; "
-        "restore a backup, or remove this member, wipe its data directory and add it again",
+        f"{path}: the log begins after index {base}, and no snapshot that reaches it is readable"
+        f"{damage}; restore a backup, or remove this member, wipe its data directory and add it "
+        "again",
         path=path,
     )

@@ -183,7 +183,7 @@ class PeerLink(asyncio.Protocol):
             self._transport.resume_reading()
 
 
-class Introduction:
+class Greeting:
     """The dialler's half of a handshake: owns a link until it is welcome."""
 
     def __init__(self, hello: Hello) -> None:

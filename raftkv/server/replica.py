@@ -23,7 +23,6 @@ from raftkv.consensus.types import (
     NO_MEMBER,
     ChangeKind,
     ConfigChange,
-    ConfState,
     Entry,
     EntryKind,
     Message,
@@ -38,11 +37,7 @@ from raftkv.errors import (
     ChangeRefused,
     Corrupt,
     DiskFullError,
-    LeaseNotFound,
-    MemberExists,
-    MemberNotFound,
     NoLeader,
-    OutcomeUnknown,
     PeerError,
     RaftkvError,
     Refused,
@@ -54,21 +49,24 @@ from raftkv.errors import (
 from raftkv.limits import (
     BATCH_BYTES_MAX,
     BATCH_COMMANDS_MAX,
-    LEARNERS_MAX,
-    LEASE_REVOKES_PER_BATCH,
     PENDING_COMMANDS_MAX,
     PENDING_READS_MAX,
-    VOTERS_MAX,
 )
 from raftkv.machine import commands
-from raftkv.machine.cluster import MemberChange, MemberInfo
 from raftkv.machine.results import Applied
 from raftkv.server.hash_checks import HashChecks
-from raftkv.server.lessor import Lessor
+from raftkv.server.lease_desk import LeaseDesk
+from raftkv.server.membership import (
+    change_context,
+    check_change,
+    everybody,
+    member_change,
+    read_context,
+)
 from raftkv.server.pending import Pending
 from raftkv.server.read_queue import ReadQueue, read_timed_out
 from raftkv.server.shell_frames import ShellFrame
-from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
+from raftkv.server.store import Done, StoreStats
 from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 
 if TYPE_CHECKING:
@@ -83,7 +81,6 @@ WRITES_IN_FLIGHT_MAX = 1
 """Batches of this member's own on their way to its disk; the next one gathers meanwhile."""
 APPLY_ENTRIES_PER_TURN = 64
 APPLY_BYTES_PER_TURN = 4 * 1024 * 1024
-EXPIRE_COMMANDS_PER_TICK = 16
 ROUND_ABANDON_MS = 1_000
 """A ReadIndex round without an answer begins again under a new id after this long."""
 
@@ -148,7 +145,10 @@ class Replica:
         self.hub = WatchHub(machine, wake=self._wake, watches_max=watches_max)
         self.pending = Pending()
         self.reads = ReadQueue(boot)
-        self.lessor = Lessor()
+        self._leases = LeaseDesk(
+            node, self.reads, surroundings, stats, self.propose, request_timeout_ms
+        )
+        self.lessor = self._leases.lessor
         self.hashes = HashChecks(member_id)
         self._around = surroundings
         self._request_timeout_ms = request_timeout_ms
@@ -160,11 +160,8 @@ class Replica:
         self._committed: deque[Entry] = deque()
         self._writes_in_flight = 0
         self._installing = 0
-        self._keep_alives: list[tuple[int, Done]] = []
-        self._asked: dict[int, tuple[int, Callable[[Any], None]]] = {}
-        self._next_question = 1
         self._leader_seen = NO_MEMBER
-        self._term_led = 0
+        self._term_seen = 0
         self._refusing: Refused | None = None
         self._removed = False
         self._hash_sent = 0
@@ -223,7 +220,7 @@ class Replica:
         if self._refusing is not None:
             self._answer(done, self._refusing)
             return
-        self._keep_alives.append((lease, done))
+        self._leases.keep_alive(lease, done)
         if not self._awake:
             self._wake()
 
@@ -237,14 +234,9 @@ class Replica:
         """See `Store.lease_time`."""
         if self._refusing is not None:
             self._answer(done, self._refusing)
-        elif self.node.role is Role.LEADER:
-            self._time_as_leader(lease, done)
         else:
-            self._ask_leader(
-                ShellFrame.LEASE_TIME,
-                lease,
-                lambda answer: done(_lease_time(lease, answer)),
-            )
+            self._leases.time(lease, done)
+            self._wake()
 
     def change_members(self, change: ConfigChange, attributes: list[Any], done: Done) -> None:
         """Propose a membership change; `done` gets a `MemberResult` once it is applied here.
@@ -256,7 +248,7 @@ class Replica:
             self._answer(done, self._refusing)
             return
         sequence = self.pending.register([done], self._around.now_ms() + self._request_timeout_ms)
-        context = msgpack.packb([self.member_id, self.boot, sequence, attributes])
+        context = change_context(self.member_id, self.boot, sequence, attributes)
         change = ConfigChange(change.changes, context)
         try:
             if self.node.role is Role.LEADER:
@@ -284,9 +276,7 @@ class Replica:
         self.node.tick()
         self.stats.proposals_failed += self.pending.expire(now_ms)
         self.reads.expire(now_ms, ROUND_ABANDON_MS, read_timed_out())
-        self._expire_questions(now_ms)
-        if self.lessor.leading:
-            self._expire_leases(now_ms)
+        self._leases.tick(now_ms)
         self._wake()
 
     def receive(self, peer: int, messages: Sequence[Message]) -> None:
@@ -307,22 +297,10 @@ class Replica:
                 boot, sequence, reason = fields
                 if boot == self.boot:
                     self.pending.refuse(sequence, _refusal(reason))
-            elif kind == ShellFrame.KEEP_ALIVE:
-                self._keep_alive_for_peer(peer, *fields)
-            elif kind == ShellFrame.LEASE_TIME:
-                question, lease = fields
-                self._time_as_leader(
-                    lease, lambda result: self._reply(peer, question, _time_fields(result))
-                )
-            elif kind == ShellFrame.ANSWER:
-                question, answer = fields
-                asked = self._asked.pop(question, None)
-                if asked is not None:
-                    asked[1](answer)
             elif kind == ShellFrame.HASH:
                 index, claimed = fields
                 self._compare_hash(peer, index, claimed)
-            else:
+            elif not self._leases.take_frame(peer, kind, fields, self._refusing):
                 raise PeerError(f"unknown frame kind {kind}", peer=peer, kind=kind)
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
             raise PeerError(f"malformed frame of kind {kind}: {error}", peer=peer) from error
@@ -354,8 +332,7 @@ class Replica:
             self._writes_in_flight < WRITES_IN_FLIGHT_MAX or node.role is not Role.LEADER
         ):
             self._propose_gathered()
-        if self._keep_alives:
-            self._renew_gathered()
+        self._leases.flush()
         context = self.reads.begin_round(around.now_ms())
         if context is not None:
             node.read_index(context)
@@ -380,9 +357,7 @@ class Replica:
         self._gathered_bytes = 0
         for done in gathered:
             done(reason)
-        for _, done in self._keep_alives:
-            done(reason)
-        self._keep_alives = []
+        self._leases.refuse_all(reason)
 
     def close(self) -> None:
         """The member ends: whoever still waits is told that the outcome is unknown."""
@@ -474,10 +449,9 @@ class Replica:
     def _tell_refused(self, entry: Entry, reason: str) -> None:
         """Tell whoever proposed `entry` that it will not happen."""
         if entry.kind is EntryKind.CONFIG:
-            context = decode_change(entry.data).context
-            if not context:
+            origin, boot, sequence, _ = read_context(decode_change(entry.data).context)
+            if not origin:
                 return
-            origin, boot, sequence, _ = msgpack.unpackb(context)
         else:
             _, origin, boot, sequence, _ = commands.decode_batch(entry.data)
         if origin == self.member_id:
@@ -490,77 +464,16 @@ class Replica:
     # -- membership ------------------------------------------------------------------------------
 
     def _check_change(self, change: ConfigChange) -> None:
-        """At the leader: refuse what would be wrong or unsafe. Consensus itself refuses a change
-        while another is under way."""
-        status = self.node.status()
-        conf = self.node.conf
-        known = {info.member_id: info for info in self.machine.members()}
-        voters, learners = set(conf.voters), set(conf.learners)
-        attributes = msgpack.unpackb(change.context)[3] if change.context else []
-        for kind, member_id in change.changes:
-            if kind is ChangeKind.REMOVE:
-                if member_id not in voters and member_id not in learners:
-                    raise MemberNotFound(
-                        f"no member {member_id:016x} in this cluster", member_id=member_id
-                    )
-                voters.discard(member_id)
-                learners.discard(member_id)
-                continue
-            if member_id in learners and kind is ChangeKind.ADD_VOTER:
-                match = status.peers[member_id].match
-                if match * 10 < self.node.commit_index * 9:
-                    raise ChangeRefused(
-                        f"member {member_id:016x} has {match} of {self.node.commit_index} "
-                        "entries; promote it once it has caught up",
-                        member_id=member_id,
-                    )
-            elif member_id in voters or member_id in learners:
-                raise MemberExists(f"member {member_id:016x} exists already", member_id=member_id)
-            elif len(attributes) > 1:
-                wanted = set(attributes[2])
-                for other in known.values():
-                    if wanted & set(other.peer_urls):
-                        raise MemberExists(
-                            f"member {other.member_id:016x} has that peer address already",
-                            member_id=other.member_id,
-                        )
-            voters.discard(member_id)
-            learners.discard(member_id)
-            (voters if kind is ChangeKind.ADD_VOTER else learners).add(member_id)
-        self._check_survives(voters, learners)
-
-    def _check_survives(self, voters: set[int], learners: set[int]) -> None:
-        if not voters:
-            raise ChangeRefused("the last voter cannot be removed")
-        if len(voters) > VOTERS_MAX:
-            raise ChangeRefused(f"a cluster has at most {VOTERS_MAX} voters", limit=VOTERS_MAX)
-        if len(learners) > LEARNERS_MAX:
-            raise ChangeRefused(
-                f"a cluster has at most {LEARNERS_MAX} learners", limit=LEARNERS_MAX
-            )
-        peers = self.node.status().peers
-        before = set(self.node.conf.voters)
-        reachable = sum(
-            1
-            for voter in voters
-            if voter == self.member_id or (voter in peers and peers[voter].recent_active)
-        )
-        if len(voters) < len(before) and reachable * 2 <= len(voters):
-            raise ChangeRefused(
-                f"only {reachable} of the {len(voters)} voters left would be reachable; "
-                "start or repair members first"
-            )
+        """At the leader: refuse what would be wrong or unsafe."""
+        check_change(change, self.node.status(), self.machine.members())
 
     def _apply_config(self, entry: Entry) -> None:
         change = decode_change(entry.data)
-        belonged = self.member_id in _everybody(self.node.conf)
+        belonged = self.member_id in everybody(self.node.conf)
         conf = self.node.apply_change(change)
-        attributes: list[Any] = []
-        origin = boot = sequence = 0
-        if change.context:
-            origin, boot, sequence, attributes = msgpack.unpackb(change.context)
+        origin, boot, sequence, _ = read_context(change.context)
         applied = self.machine.apply_config(
-            entry.index, entry.term, encode_conf(conf), _member_change(change, conf, attributes)
+            entry.index, entry.term, encode_conf(conf), member_change(change, conf)
         )
         self.pending.committed(entry.index, entry.term)
         if origin == self.member_id and boot == self.boot:
@@ -571,115 +484,9 @@ class Replica:
                 self.hashes.forget(member_id)
         # A newcomer that reads old entries is not a member yet; only a change that takes this
         # member out ends it.
-        if belonged and self.member_id not in _everybody(conf) and not self._removed:
+        if belonged and self.member_id not in everybody(conf) and not self._removed:
             self._removed = True
             self._around.removed()
-
-    # -- leases ----------------------------------------------------------------------------------
-
-    def _renew_gathered(self) -> None:
-        gathered, self._keep_alives = self._keep_alives, []
-        self.stats.keep_alives += len(gathered)
-        if self.node.role is Role.LEADER:
-            self._renew(
-                [lease for lease, _ in gathered],
-                lambda answers: _answer_keep_alives(gathered, answers),
-            )
-        else:
-            self._ask_leader(
-                ShellFrame.KEEP_ALIVE,
-                [lease for lease, _ in gathered],
-                lambda answers: _answer_keep_alives(gathered, answers),
-            )
-
-    def _renew(self, leases: list[int], done: Callable[[Any], None]) -> None:
-        """As leader: renew now, answer once leadership is confirmed from now on.
-
-        A leader elected later than `now` starts every TTL again, so the promise holds either way.
-        """
-        now_ms = self._around.now_ms()
-        term = self.node.term
-        renewed = [self.lessor.renew(lease, now_ms) for lease in leases]
-
-        def confirmed(error: RaftkvError | None) -> None:
-            if error is not None:
-                done(error)
-                return
-            if self.node.term != term or not self.lessor.leading:
-                done(_leader_moved())
-                return
-            later_ms = self._around.now_ms()
-            done(
-                [
-                    ttl if ttl is not None else self.lessor.renew(lease, later_ms)
-                    for lease, ttl in zip(leases, renewed, strict=True)
-                ]
-            )
-
-        self.reads.add(confirmed, now_ms + self._request_timeout_ms)
-
-    def _keep_alive_for_peer(self, peer: int, question: int, leases: list[int]) -> None:
-        if self.node.role is not Role.LEADER or self._refusing is not None:
-            self._reply(peer, question, "not leader")
-            return
-
-        def done(answer: Any) -> None:
-            failed = isinstance(answer, RaftkvError)
-            self._reply(peer, question, str(answer) if failed else answer)
-
-        self._renew(leases, done)
-
-    def _time_as_leader(self, lease: int, done: Done) -> None:
-        def confirmed(error: RaftkvError | None) -> None:
-            if error is not None:
-                done(error)
-                return
-            if not self.lessor.leading:
-                done(_leader_moved())
-                return
-            time = self.lessor.time(lease, self._around.now_ms())
-            done(_lease_time(lease, list(time) if time is not None else None))
-
-        self.reads.add(confirmed, self._around.now_ms() + self._request_timeout_ms)
-        self._wake()
-
-    def _expire_leases(self, now_ms: int) -> None:
-        for _ in range(EXPIRE_COMMANDS_PER_TICK):
-            expired = self.lessor.take_expired(now_ms, LEASE_REVOKES_PER_BATCH)
-            if not expired:
-                return
-
-            def done(result: Any, expired: list[int] = expired) -> None:
-                if isinstance(result, RaftkvError):
-                    self.lessor.put_back(expired, self._around.now_ms())
-                else:
-                    self.stats.leases_expired += len(result.expired)
-
-            self.propose(commands.lease_expire(expired, self.node.term), done)
-
-    # -- questions to the leader -----------------------------------------------------------------
-
-    def _ask_leader(self, kind: int, body: Any, done: Callable[[Any], None]) -> None:
-        """Send a question to the leader; `done` gets its answer, or a RaftkvError."""
-        leader = self.node.leader
-        question = self._next_question
-        self._next_question += 1
-        payload = msgpack.packb([question, body])
-        if leader == NO_MEMBER or not self._around.send_frame(leader, kind, payload):
-            self._answer(done, NoLeader("no leader is known or reachable; try again shortly"))
-            return
-        self._asked[question] = (self._around.now_ms() + self._request_timeout_ms, done)
-
-    def _reply(self, peer: int, question: int, answer: Any) -> None:
-        self._around.send_frame(peer, ShellFrame.ANSWER, msgpack.packb([question, answer]))
-
-    def _expire_questions(self, now_ms: int) -> None:
-        while self._asked:
-            question, (deadline_ms, done) = next(iter(self._asked.items()))
-            if deadline_ms > now_ms:
-                return
-            del self._asked[question]
-            done(OutcomeUnknown("the leader did not answer in time"))
 
     # -- the hash --------------------------------------------------------------------------------
 
@@ -778,13 +585,13 @@ class Replica:
         if leader not in (NO_MEMBER, self._leader_seen):
             self._leader_seen = leader
             self.stats.leader_changes += 1
-        if role is Role.LEADER:
-            if not self.lessor.leading or self._term_led != self.node.term:
-                self._term_led = self.node.term
-                leases = [(lease.lease, lease.ttl_seconds) for lease in self.machine.leases()]
-                self.lessor.promote(leases, self._around.now_ms())
-        elif self.lessor.leading:
-            self.lessor.demote()
+        leads = role is Role.LEADER
+        if leads is not self.lessor.leading or self._term_seen != self.node.term:
+            self._term_seen = self.node.term
+            self._leases.role_changed(leads, self._lease_ttls)
+
+    def _lease_ttls(self) -> list[tuple[int, int]]:
+        return [(lease.lease, lease.ttl_seconds) for lease in self.machine.leases()]
 
     def _apply_committed(self) -> None:
         queue = self._committed
@@ -825,13 +632,8 @@ class Replica:
         if applied.origin == self.member_id and applied.boot == self.boot:
             self.pending.resolve(applied.sequence, applied.results)
         self.stats.proposals_applied += len(applied.results)
-        if self.lessor.leading and applied.leases:
-            now_ms = self._around.now_ms()
-            for lease, ttl_seconds in applied.leases:
-                if ttl_seconds:
-                    self.lessor.granted(lease, ttl_seconds, now_ms)
-                else:
-                    self.lessor.gone(lease)
+        if applied.leases:
+            self._leases.applied(applied.leases)
 
     def _applied_up_to(self, index: int) -> None:
         self.node.applied(index)
@@ -865,20 +667,6 @@ class Replica:
         self._wake()
 
 
-def _everybody(conf: ConfState) -> set[int]:
-    return {*conf.voters, *conf.learners, *conf.voters_outgoing}
-
-
-def _member_change(change: ConfigChange, conf: ConfState, attributes: list[Any]) -> MemberChange:
-    """What a membership entry does to the table of members."""
-    removed = tuple(member for kind, member in change.changes if kind is ChangeKind.REMOVE)
-    added: tuple[MemberInfo, ...] = ()
-    if len(attributes) > 1:
-        member_id, name, peer_urls, client_urls, learner = attributes
-        added = (MemberInfo(member_id, name, tuple(peer_urls), tuple(client_urls), learner),)
-    return MemberChange(added, removed, conf.learners)
-
-
 def _refusal(reason: str) -> Refused:
     if reason == "too much uncommitted":
         return TooManyRequests(
@@ -889,38 +677,3 @@ def _refusal(reason: str) -> Refused:
     if reason == "transfer in progress":
         return NoLeader("leadership is being handed over; nothing was done, try again shortly")
     return ChangeRefused(reason)
-
-
-def _leader_moved() -> NoLeader:
-    return NoLeader("leadership moved while this was asked; try again")
-
-
-def _lease_time(lease: int, answer: Any) -> LeaseTime | RaftkvError:
-    if isinstance(answer, RaftkvError):
-        return answer
-    if isinstance(answer, str):
-        return NoLeader(answer)
-    if answer is None:
-        return LeaseNotFound(f"no lease {lease:016x}", lease=lease)
-    return LeaseTime(lease, answer[0], answer[1])
-
-
-def _time_fields(result: Any) -> Any:
-    if isinstance(result, LeaseTime):
-        return [result.ttl_seconds, result.remaining_ms]
-    return None if isinstance(result, LeaseNotFound) else str(result)
-
-
-def _answer_keep_alives(asked: list[tuple[int, Done]], answers: Any) -> None:
-    """Tell each holder its own answer; one error or one text is everybody's."""
-    if isinstance(answers, str):
-        answers = NoLeader(answers)
-    if isinstance(answers, RaftkvError):
-        for _, done in asked:
-            done(answers)
-        return
-    for (lease, done), ttl_seconds in zip(asked, answers, strict=True):
-        if ttl_seconds is None:
-            done(LeaseNotFound(f"no lease {lease:016x}", lease=lease))
-        else:
-            done(KeepAliveResult(lease, ttl_seconds))

@@ -191,8 +191,7 @@ class SnapshotSend:
                 )
                 if not data:
                     raise CorruptionError(f"the snapshot file ends early at {sent}", offset=sent)
-                if replies:
-                    continue  # it may be a WANT for another place
+                # Should a WANT be waiting by now, the receiver passes this chunk over.
                 link.send(FrameKind.CHUNK, _CHUNK.pack(sent, crc) + data)
                 self._stats.chunks_out += 1
                 sent += len(data)

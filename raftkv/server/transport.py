@@ -51,7 +51,9 @@ from raftkv.server.frames import (
     encode_welcome,
     refusal,
 )
-from raftkv.server.peer_link import Introduction, LinkOwner, LinkStats, PeerLink
+from raftkv.server.introduction import ask_introduction as ask_introduction
+from raftkv.server.introduction import encode_introduction
+from raftkv.server.peer_link import Greeting, LinkOwner, LinkStats, PeerLink
 from raftkv.server.snapshot_stream import (
     SNAPSHOT_FRAME_BYTES_MAX,
     FrameQueue,
@@ -105,6 +107,7 @@ class Peer:
         "_dialling",
         "_flushing",
         "_link",
+        "_moves",
         "_ping",
         "_pinged_at",
         "_queue",
@@ -136,6 +139,7 @@ class Peer:
         self._queued_bytes = 0
         self._flushing = False
         self._dialling = False
+        self._moves = 0
         self._ping = 0
         self._pinged_at: float | None = None
         self._task = transport.spawn(self._keep_connected())
@@ -286,6 +290,7 @@ class Peer:
         if self.addresses == list(addresses):
             return
         self.addresses = list(addresses)
+        self._moves += 1
         if self._link is not None:
             self._link.fail(PeerError("the peer has moved"))
 
@@ -304,6 +309,7 @@ class Peer:
         said: str | None = None
         while True:
             started = loop.time()
+            moves = self._moves
             self._dialling = True
             try:
                 link = await self._transport.dial(self.member_id, Purpose.MESSAGES, self)
@@ -322,6 +328,8 @@ class Peer:
                 self.connected_at = loop.time()
                 log.info("connected to peer %016x at %s", self.member_id, link.address)
                 self._schedule()
+                if moves != self._moves:
+                    link.fail(PeerError("the peer has moved"))
                 await link.ended.wait()
                 log.info("connection to peer %016x ended: %s", self.member_id, link.error)
                 stable = loop.time() - started > PEER_BACKOFF_SECONDS_MAX
@@ -342,11 +350,11 @@ class Transport:
         on_messages: Callable[[int, list[Message]], None],
         on_frame: Callable[[int, int, bytes], None],
         on_unreachable: Callable[[int], None],
-        on_snapshot_received: Callable[[Message], None],
+        on_snapshot: Callable[[int, Message], None],
+        on_introduction: Callable[[], Sequence[Any]] | None = None,
         snapshots: SnapshotStore | None = None,
         snapshot_executor: Executor | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
-        on_ask: Callable[[bytes], bytes] | None = None,
         server_ssl: ssl.SSLContext | None = None,
         client_ssl: ssl.SSLContext | None = None,
     ) -> None:
@@ -354,9 +362,9 @@ class Transport:
 
         `on_messages(peer, messages)` and `on_frame(peer, kind, payload)` are called as they come
         in. `on_unreachable(peer)` is called in a turn of its own, at most once a turn and peer.
-        `on_snapshot_received(message)` is called when the file is verified and durable.
+        `on_snapshot(peer, message)` is called when the message's file is verified and durable.
+        `on_introduction()` gives [cluster id, rows of member id, name, peer URLs], for newcomers.
         `on_fatal` is told of errors that must end the process: a disk that fails to sync, a bug.
-        `on_ask(question)` answers a newcomer, see `raftkv.server.joining`.
         `snapshot_executor` is the one thread that changes `snapshots`; None: one is made.
         """
         check(member_id > 0, "member ids are positive")
@@ -370,9 +378,9 @@ class Transport:
         self._on_messages = on_messages
         self._on_frame = on_frame
         self._on_unreachable = on_unreachable
-        self._on_snapshot_received = on_snapshot_received
+        self._on_snapshot = on_snapshot
+        self._on_introduction = on_introduction
         self._on_fatal = on_fatal
-        self._on_ask = on_ask
         self._snapshots = snapshots
         self._own_executor = snapshot_executor is None
         self._intake_executor = snapshot_executor or ThreadPoolExecutor(
@@ -437,11 +445,10 @@ class Transport:
             await server.wait_closed()
 
     @property
-    def address(self) -> Address:
-        """Where this member listens first; the port is the real one when 0 was asked for."""
-        check(self._servers and self._servers[0].sockets, "the transport listens")
-        name = self._servers[0].sockets[0].getsockname()
-        return name[0], name[1]
+    def addresses(self) -> list[Address]:
+        """Where this member listens; the port is the real one when 0 was asked for."""
+        names = [sock.getsockname() for server in self._servers for sock in server.sockets]
+        return [(name[0], name[1]) for name in names]
 
     def set_peers(self, peers: Mapping[int, Sequence[Address]]) -> None:
         """Dial these members, each under any of its addresses, and no others.
@@ -593,12 +600,12 @@ class Transport:
         raise failure
 
     async def _dial(self, host: str, port: int, hello: Hello, owner: LinkOwner) -> PeerLink:
-        introduction = Introduction(hello)
-        link = PeerLink(introduction, self.stats, SNAPSHOT_FRAME_BYTES_MAX)
+        greeting = Greeting(hello)
+        link = PeerLink(greeting, self.stats, SNAPSHOT_FRAME_BYTES_MAX)
         try:
             async with asyncio.timeout(PEER_DIAL_SECONDS):
                 await self.loop.create_connection(lambda: link, host, port, ssl=self._client_ssl)
-                await introduction.wait(link)
+                await greeting.wait(link)
         except BaseException:
             link.fail(PeerError("not welcome"))
             raise
@@ -660,8 +667,9 @@ class Transport:
                 self._say_once(f"a dialler from {host} was refused", str(link.error))
 
     def _greet(self, link: PeerLink, kind: int, payload: bytes) -> None:
-        if kind == FrameKind.ASK and self._on_ask is not None:
-            link.send(FrameKind.MEMBERS, self._on_ask(payload))
+        if kind == FrameKind.INTRODUCE and self._on_introduction is not None:
+            cluster_id, members = self._on_introduction()
+            link.send(FrameKind.INTRODUCTION, encode_introduction(cluster_id, members))
             link.hang_up()
             return
         if kind != FrameKind.HELLO:
@@ -754,4 +762,4 @@ class _Host:
 
     def received(self, message: Message) -> None:
         """Pass it to the member."""
-        self._transport._on_snapshot_received(message)
+        self._transport._on_snapshot(message.source, message)

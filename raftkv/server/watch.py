@@ -107,10 +107,10 @@ class WatchMachine(Protocol):
     def compact_revision(self) -> int:
         """Events of this revision and later ones are kept."""
 
-    def history(self, from_revision: int, to_revision: int, limit_events: int) -> Sequence[Event]:
+    def history(self, from_revision: int, to_revision: int, events_max: int) -> Sequence[Event]:
         """Events of whole revisions in [from_revision, to_revision], in order, from the first.
 
-        Stops at about `limit_events`, but never before the first revision that has any. Empty:
+        Stops at about `events_max`, but never before the first revision that has any. Empty:
         there are none. Raises Compacted.
         """
 

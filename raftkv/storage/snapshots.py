@@ -20,6 +20,7 @@ the store; `read_chunk` and `verify` may run beside it and fail cleanly when the
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final
@@ -285,18 +286,12 @@ class SnapshotStore:
     def verify(self, info: SnapshotInfo) -> None:
         """Read all of it and compare; raises CorruptionError. To be called before installing."""
         path = self.path(info)
-        file = self.disk.open(path)
-        try:
-            body = info.size - DIGEST_BYTES
-            whole = file.size() == info.size and file.read(body, DIGEST_BYTES) == info.digest
-            if not whole or _digest(file, body) != info.digest:
-                raise CorruptionError(
-                    f"{path}: the snapshot fails its check; remove the file, an older snapshot or "
-                    "another member has what is needed",
-                    path=path,
-                )
-        finally:
-            file.close()
+        if not _is_whole(self.disk, path, info):
+            raise CorruptionError(
+                f"{path}: the snapshot fails its check; remove the file, an older snapshot or "
+                "another member has what is needed",
+                path=path,
+            )
 
     def remove_older(self, index: int, *, keep: int = 1) -> int:
         """Remove snapshots below `index`, but never the newest `keep`; how many went."""
@@ -331,24 +326,62 @@ class SnapshotStore:
         self._infos.sort(key=lambda one: (one.meta.index, one.meta.term))
 
     def _inspect(self, path: str) -> SnapshotInfo:
-        file = self.disk.open(path)
-        try:
-            size = file.size()
-            header = file.read(0, HEADER_BYTES)
-            digest = file.read(max(size - DIGEST_BYTES, 0), DIGEST_BYTES)
-        finally:
-            file.close()
-        meta, cluster_id, image_bytes = _unpack_header(header, path)
-        info = SnapshotInfo(meta, cluster_id, size, digest)
-        if image_bytes != info.image_bytes or join(self.directory, info.name) != path:
-            raise CorruptionError(f"{path}: not the length or the name that its header says")
-        if cluster_id != self.cluster_id:
+        info = inspect_snapshot(self.disk, path)
+        if join(self.directory, info.name) != path:
+            raise CorruptionError(f"{path}: not the name that its header says", path=path)
+        if info.cluster_id != self.cluster_id:
             raise FormatError(
-                f"{path}: of cluster {cluster_id:016x}, this is {self.cluster_id:016x}; use the "
-                "right data directory",
+                f"{path}: of cluster {info.cluster_id:016x}, this is {self.cluster_id:016x}; "
+                "use the right data directory",
                 path=path,
             )
         return info
+
+
+Progress = Callable[[int, int | None], None]
+"""Told (bytes done, bytes in all)."""
+
+
+def inspect_snapshot(disk: Disk, path: str) -> SnapshotInfo:
+    """What a snapshot file, of any cluster and any name, says about itself.
+
+    Looks at header and length only. Raises FormatError, CorruptionError or StorageError.
+    """
+    file = disk.open(path)
+    try:
+        size = file.size()
+        header = file.read(0, HEADER_BYTES)
+        digest = file.read(max(size - DIGEST_BYTES, 0), DIGEST_BYTES)
+    finally:
+        file.close()
+    meta, cluster_id, image_bytes = _unpack_header(header, path)
+    info = SnapshotInfo(meta, cluster_id, size, digest)
+    if image_bytes != info.image_bytes:
+        whole = HEADER_BYTES + image_bytes + DIGEST_BYTES
+        raise CorruptionError(
+            f"{path}: {size} bytes long, but its header says {whole}", path=path, size=size
+        )
+    return info
+
+
+def verify_backup(disk: Disk, path: str, info: SnapshotInfo, progress: Progress) -> None:
+    """Read all of a snapshot file and compare; raises CorruptionError."""
+    if not _is_whole(disk, path, info, progress):
+        raise CorruptionError(
+            f"{path}: the snapshot fails its check: it is damaged; use another copy of it",
+            path=path,
+        )
+
+
+def _is_whole(disk: Disk, path: str, info: SnapshotInfo, progress: Progress | None = None) -> bool:
+    file = disk.open(path)
+    try:
+        body = info.size - DIGEST_BYTES
+        if file.size() != info.size or file.read(body, DIGEST_BYTES) != info.digest:
+            return False
+        return _digest(file, body, progress) == info.digest
+    finally:
+        file.close()
 
 
 def _pack_header(meta: SnapshotMeta, cluster_id: int, image_bytes: int) -> bytes:
@@ -379,7 +412,7 @@ def _unpack_header(page: bytes, path: str) -> tuple[SnapshotMeta, int, int]:
     return decode_meta(page[_HEAD.size : _HEAD.size + length]), cluster_id, image_bytes
 
 
-def _digest(file: File, size: int) -> bytes:
+def _digest(file: File, size: int, progress: Progress | None = None) -> bytes:
     """SHA-256 over the first `size` bytes."""
     digest = hashlib.sha256()
     offset = 0
@@ -389,4 +422,6 @@ def _digest(file: File, size: int) -> bytes:
             break
         digest.update(block)
         offset += len(block)
+        if progress is not None:
+            progress(offset, size)
     return digest.digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import time
 
 import aiohttp
@@ -24,6 +25,7 @@ class Writers:
         self._keys = keys
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._run = secrets.token_hex(4)
         self.acknowledged: dict[str, tuple[str, int]] = {}
         self.times: list[float] = []
         """When each acknowledgement came, `time.monotonic`."""
@@ -44,7 +46,7 @@ class Writers:
             if self._stopping:
                 return
             key = f"load/{number}/{serial % self._keys}"
-            await self._put(key, f"{number}-{serial}", attempt=number)
+            await self._put(key, f"{self._run}-{number}-{serial}", attempt=number)
 
     async def _put(self, key: str, value: str, attempt: int) -> None:
         deadline = time.monotonic() + 30

@@ -175,6 +175,16 @@ class Cluster:
             decoded = json.loads(body) if "json" in kind and body else body
             return answer.status, decoded, dict(answer.headers)
 
+    async def insist(self, member: Member, method: str, path: str, **kwargs: Any) -> Any:
+        """A request that is repeated while it is definitely refused for want of a leader."""
+        deadline = time.monotonic() + 10
+        while True:
+            code, body, _ = await self.call(member, method, path, **kwargs)
+            if code in (200, 201):
+                return body
+            assert code == 503 and time.monotonic() < deadline, (code, body)
+            await asyncio.sleep(0.05)
+
     async def ready(self, member: Member, seconds: float = READY_SECONDS) -> None:
         """Wait until a member says that it is ready to serve."""
         deadline = time.monotonic() + seconds
@@ -234,13 +244,12 @@ class Cluster:
     async def add(self, learner: bool = False) -> Member:
         """Add a member to the cluster and start its process."""
         member = self._new_member()
-        code, body, _ = await self.call(
+        await self.insist(
             await self.leader(),
             "POST",
             "/api/members",
             json={"name": member.name, "peer_urls": [member.peer_url], "learner": learner},
         )
-        assert code == 201, body
         await self.start_added(member)
         return member
 
@@ -259,8 +268,7 @@ class Cluster:
         """Take a member out of the cluster and end its process."""
         status = await self.status(member)
         others = [other for other in self.members if other is not member]
-        code, body, _ = await self.call(others[0], "DELETE", f"/api/members/{status['member_id']}")
-        assert code == 200, body
+        await self.insist(others[0], "DELETE", f"/api/members/{status['member_id']}")
         self.members = others
         if member.process is not None and member.process.poll() is None:
             member.stop()

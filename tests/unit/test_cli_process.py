@@ -84,13 +84,13 @@ def test_serve_shows_the_configuration_in_effect_and_refuses_a_bad_one(tmp_path:
     path.write_text('name = "filed"\n')
     args = ["serve", "--config-file", str(path), "--show-config", "--no-such"]
     assert CliRunner().invoke(cli, args).exit_code == 2
-    variables = {"RAFTKV_MAX_TXN_OPS": "9", "RAFTKV_DATADIR": "x"}
+    variables = {"RAFTKV_MAX_WATCHERS": "9", "RAFTKV_DATADIR": "x"}
     shown = CliRunner(env=variables).invoke(cli, [*args[:-1], "--log-level", "debug"])
     assert shown.exit_code == 0
     config = load_config(
         {key.replace("-", "_"): value for key, value in tomllib.loads(shown.stdout).items()}
     )
-    assert (config.name, config.max_txn_ops, config.log_level) == ("filed", 9, "debug")
+    assert (config.name, config.max_watchers, config.log_level) == ("filed", 9, "debug")
     assert "RAFTKV_DATADIR is set" in shown.stderr
     bad = CliRunner().invoke(cli, ["serve", "--election-timeout", "soon"])
     assert bad.exit_code == 2 and "--election-timeout" in bad.stderr
@@ -267,9 +267,9 @@ async def test_dev_gives_up_on_members_that_cannot_run(
 
 
 def test_dev_plans_ports_and_refuses_what_cannot_be(tmp_path: Path) -> None:
-    configs = dev.plan(3, None, tmp_path, {"max_txn_ops": "5"})
+    configs = dev.plan(3, None, tmp_path, {"max_watchers": "5"})
     ports = [port for c in configs for _, port in (*c.client_addresses, *c.peer_addresses)]
-    assert len(set(ports)) == 6 and {c.max_txn_ops for c in configs} == {5}
+    assert len(set(ports)) == 6 and {c.max_watchers for c in configs} == {5}
     assert list(configs[0].founding_members) == ["m1", "m2", "m3"]
     with pytest.raises(ConfigError, match="name"):
         dev.plan(1, None, tmp_path, {"name": "x"})

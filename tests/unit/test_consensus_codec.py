@@ -133,23 +133,9 @@ def test_garbage_is_accepted_or_refused(data: bytes) -> None:
 
 def row(**changes: object) -> list[object]:
     """The fields of a sound heartbeat, some replaced by position name."""
-    names = [
-        "kind",
-        "source",
-        "target",
-        "term",
-        "index",
-        "log_term",
-        "entries",
-        "commit",
-        "reject",
-        "hint",
-        "hint_term",
-        "snap",
-        "context",
-    ]
-    fields: dict[str, object] = dict.fromkeys(names, 1)
-    fields.update(kind=7, entries=[], reject=False, snap=None, context=b"")
+    fields: dict[str, object] = {"kind": 7, "source": 1, "target": 1, "term": 1, "index": 1}
+    fields |= {"log_term": 1, "entries": [], "commit": 1, "reject": False}
+    fields |= {"hint": 1, "hint_term": 1, "snap": None, "context": b""}
     fields.update(changes)
     return list(fields.values())
 

@@ -53,6 +53,7 @@ class Walk:
         self.snapshots = pick.random() < 0.6
         self.slow_disk = pick.random() < 0.5
         self.upsets = pick.choice([0.1, 0.3, 1.0])
+        self.unrest = pick.choice([0.0, 0.005, 0.02, 0.04])
         self.count = 0
         self.next_id = size + 1
 
@@ -69,12 +70,22 @@ class Walk:
         member_id = pick.choice(list(group.members))
         member = group.members[member_id]
         if member.node is None:
-            if pick.random() < 0.1:
+            if pick.random() < 0.2:
                 group.start(member_id)
+            return
+        if group.cut and pick.random() < 0.01:
+            group.heal()
+        if pick.random() < self.unrest:
+            if self.crashes and pick.random() < 0.5:
+                group.crash(member_id)
+                group.start(member_id)
+            else:
+                member.node.campaign()
+                group.observe(member_id)
             return
         roll = pick.random()
         if roll < 0.40:
-            for _ in range(pick.choice([1, 2, 4])):
+            for _ in range(pick.choice([1, 2, len(group.network)])):
                 self.deliver()
         elif roll < 0.62:
             for other in group.members:
@@ -83,10 +94,10 @@ class Walk:
             for other, owner in group.members.items():
                 if owner.writes and pick.random() < 0.7:
                     group.persist(other)
-        elif roll < 0.82:
+        elif roll < 0.80:
             while member.unapplied and pick.random() < 0.8:
                 group.apply(member_id)
-        elif roll < 0.87:
+        elif roll < 0.89:
             for other, owner in group.members.items():
                 if owner.node is not None and pick.random() < 0.7:
                     owner.node.tick()

@@ -15,13 +15,13 @@ from raftkv.server.config import SETTINGS, ServerConfig, load_config
 
 def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path) -> None:
     path = tmp_path / "member.toml"
-    path.write_text('name = "file"\nlog-level = "error"\nmax_txn_ops = 7\n')
+    path.write_text('name = "file"\nlog-level = "error"\nmax_watchers = 7\n')
     config = load_config(
         {"name": "flag", "log_level": None},
         {"RAFTKV_NAME": "variable", "RAFTKV_LOG_LEVEL": "debug"},
         path,
     )
-    assert (config.name, config.log_level, config.max_txn_ops) == ("flag", "debug", 7)
+    assert (config.name, config.log_level, config.max_watchers) == ("flag", "debug", 7)
     assert config.election_timeout == ServerConfig().election_timeout
 
 
@@ -37,8 +37,8 @@ def test_the_file_may_come_from_the_environment(tmp_path: Path) -> None:
     [
         ("nmae = 'x'", "nmae"),
         ("name = 7", "name in"),
-        ("max-txn-ops = true", "max-txn-ops in"),
-        ("max-txn-ops = 1\nmax_txn_ops = 2", "twice"),
+        ("max-watchers = true", "max-watchers in"),
+        ("max-watchers = 1\nmax_watchers = 2", "twice"),
         ("name = ", "not TOML"),
         ("quota-backend-bytes = 'lots'", "8GiB"),
         ("listen-client-urls = 5", "list of URLs"),
@@ -79,8 +79,8 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         ({"heartbeat_interval": "500ms"}, "5 times"),
         ({"pre_vote": "perhaps"}, "--pre-vote"),
         ({"log_level": "loud"}, "debug, info"),
-        ({"max_txn_ops": "1.5"}, "whole number"),
-        ({"max_request_bytes": "1TiBB"}, "--max-request-bytes"),
+        ({"max_watchers": "1.5"}, "whole number"),
+        ({"quota_backend_bytes": "1TiBB"}, "--quota-backend-bytes"),
         ({"quota_backend_bytes": True}, "whole number"),
         ({"initial_cluster_token": ""}, "--initial-cluster-token"),
         ({"initial_cluster": "nonsense"}, "NAME=PEER_URL"),

@@ -1,0 +1,112 @@
+"""How somebody who knows only addresses learns which cluster is behind them, and who is in it.
+
+A member that joins an existing cluster has no ids to say hello with. It sends one INTRODUCE frame
+and is answered with the cluster's id and members, which are no secret among peers, and nothing
+else: to talk it has to come back with a proper hello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+
+from raftkv.errors import ConfigError, PeerError
+from raftkv.limits import PEER_DIAL_SECONDS, PEER_INTRODUCTION_BYTES_MAX
+from raftkv.server.frames import FrameKind
+from raftkv.server.peer_link import LinkStats, PeerLink
+
+Introduced = tuple[int, str, list[str]]
+"""Member id, name, peer URLs."""
+
+_PAUSE_SECONDS: Final = 0.25
+
+
+def encode_introduction(cluster_id: int, members: Sequence[Sequence[Any]]) -> bytes:
+    """The payload of an INTRODUCTION: `members` are rows of id, name, peer URLs."""
+    payload: bytes = msgpack.packb([cluster_id, [list(row) for row in members]])
+    return payload
+
+
+def decode_introduction(payload: bytes) -> tuple[int, list[Introduced]]:
+    """Cluster id and members. Raises PeerError."""
+    try:
+        answer: Any = msgpack.unpackb(payload)
+        cluster_id, rows = answer
+        members = [(member_id, name, list(urls)) for member_id, name, urls in rows]
+    except (ValueError, TypeError, msgpack.UnpackException):
+        raise PeerError("an introduction that cannot be read") from None
+    texts = [text for _, name, urls in members for text in (name, *urls)]
+    numbers = [cluster_id, *(member_id for member_id, _, _ in members)]
+    if any(type(text) is not str for text in texts) or any(type(n) is not int for n in numbers):
+        raise PeerError("an introduction of a wrong shape")
+    return cluster_id, members
+
+
+async def ask_introduction(
+    addresses: Sequence[tuple[str, int]],
+    *,
+    seconds: float = 10.0,
+    client_ssl: ssl.SSLContext | None = None,
+) -> tuple[int, list[Introduced]]:
+    """Ask each address in turn, for up to `seconds`, which cluster it belongs to.
+
+    Raises ConfigError with the last reason when nobody answers.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        failures = []
+        for host, port in addresses:
+            try:
+                async with asyncio.timeout(PEER_DIAL_SECONDS):
+                    return await _ask(host, port, client_ssl)
+            except (OSError, PeerError) as error:
+                failures.append(f"{host}:{port}: {error or type(error).__name__}")
+        if loop.time() + _PAUSE_SECONDS > end:
+            raise ConfigError(
+                f"no member of the cluster could be asked who is in it ({'; '.join(failures)}); "
+                "check the peer addresses and that the cluster is up"
+            )
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _ask(
+    host: str, port: int, client_ssl: ssl.SSLContext | None
+) -> tuple[int, list[Introduced]]:
+    asker = _Asker()
+    link = PeerLink(asker, LinkStats(), PEER_INTRODUCTION_BYTES_MAX)
+    link.open()
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: link, host, port, ssl=client_ssl)
+        link.send(FrameKind.INTRODUCE, b"")
+        return await asker.answer
+    finally:
+        link.fail(PeerError("answered"))
+
+
+class _Asker:
+    """Owns the link until the one answer is there."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[tuple[int, list[Introduced]]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    def frame(self, link: PeerLink, kind: int, payload: bytes) -> None:
+        if kind == FrameKind.REFUSED:
+            raise PeerError(f"refused: {payload.decode(errors='replace')}")
+        if kind != FrameKind.INTRODUCTION:
+            raise PeerError("not an introduction", kind=kind)
+        if not self.answer.done():
+            self.answer.set_result(decode_introduction(payload))
+
+    def writable(self, link: PeerLink) -> None:
+        """One small frame is written."""
+
+    def lost(self, link: PeerLink) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(link.error or ConnectionResetError("the peer hung up"))

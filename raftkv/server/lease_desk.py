@@ -1,0 +1,263 @@
+"""Leases of one replica: renewals and questions about them, here or at the leader, and expiry.
+
+Only the leader's clock counts (`raftkv.server.lessor`). A follower passes renewals on, those of a
+turn in one frame, and the leader answers once its leadership is confirmed from after they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from raftkv.consensus.types import NO_MEMBER, Role
+from raftkv.errors import LeaseNotFound, NoLeader, OutcomeUnknown, RaftkvError, Refused
+from raftkv.limits import LEASE_REVOKES_PER_BATCH
+from raftkv.machine import commands
+from raftkv.server.lessor import Lessor
+from raftkv.server.read_queue import ReadQueue
+from raftkv.server.shell_frames import ShellFrame
+from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
+
+if TYPE_CHECKING:
+    from raftkv.consensus.node import RaftNode
+    from raftkv.server.replica import Surroundings
+
+EXPIRE_COMMANDS_PER_TICK = 16
+
+Propose = Callable[[commands.Command, Done], None]
+
+
+class LeaseDesk:
+    """Everything is called on the replica's thread; `flush` once a turn."""
+
+    def __init__(
+        self,
+        node: RaftNode,
+        reads: ReadQueue,
+        surroundings: Surroundings,
+        stats: StoreStats,
+        propose: Propose,
+        request_timeout_ms: int,
+    ) -> None:
+        self.lessor = Lessor()
+        self._node = node
+        self._reads = reads
+        self._around = surroundings
+        self._stats = stats
+        self._propose = propose
+        self._request_timeout_ms = request_timeout_ms
+        self._keep_alives: list[tuple[int, Done]] = []
+        self._times: list[tuple[int, Done]] = []
+        self._asked: dict[int, tuple[int, Done]] = {}
+        """Questions at the leader: (deadline, who waits), oldest first."""
+        self._next_question = 1
+
+    # For doors, by way of the replica
+
+    def keep_alive(self, lease: int, done: Done) -> None:
+        """Renew at the next `flush`."""
+        self._keep_alives.append((lease, done))
+
+    def time(self, lease: int, done: Done) -> None:
+        """Ask at the next `flush`."""
+        self._times.append((lease, done))
+
+    # For the replica
+
+    def flush(self) -> None:
+        """Start on everything that was gathered since the last turn."""
+        if self._keep_alives:
+            gathered, self._keep_alives = self._keep_alives, []
+            self._stats.keep_alives += len(gathered)
+            leases = [lease for lease, _ in gathered]
+
+            def answered(answers: Any) -> None:
+                _answer_keep_alives(gathered, answers)
+
+            if self._node.role is Role.LEADER:
+                self._renew(leases, answered)
+            else:
+                self._ask(ShellFrame.KEEP_ALIVE, leases, answered)
+        if self._times:
+            asked, self._times = self._times, []
+            for lease, done in asked:
+                if self._node.role is Role.LEADER:
+                    self._tell_time(lease, done)
+                else:
+                    self._ask_time(lease, done)
+
+    def tick(self, now_ms: int) -> None:
+        """Give up on answers that are overdue, and propose to expire what ran out."""
+        while self._asked:
+            question, (deadline_ms, done) = next(iter(self._asked.items()))
+            if deadline_ms > now_ms:
+                break
+            del self._asked[question]
+            done(OutcomeUnknown("the leader did not answer in time"))
+        if self.lessor.leading:
+            self._expire(now_ms)
+
+    def role_changed(self, leads: bool, leases: Callable[[], Iterable[tuple[int, int]]]) -> None:
+        """This member leads a new term, or follows; `leases` gives (id, ttl_seconds) of all."""
+        asked, self._asked = self._asked, {}
+        for _, done in asked.values():
+            done(OutcomeUnknown("the leader was replaced before it answered"))
+        if leads:
+            self.lessor.promote(leases(), self._around.now_ms())
+        else:
+            self.lessor.demote()
+
+    def applied(self, leases: Iterable[tuple[int, int]]) -> None:
+        """Leases that an entry granted, changed or (TTL 0) ended."""
+        if not self.lessor.leading:
+            return
+        now_ms = self._around.now_ms()
+        for lease, ttl_seconds in leases:
+            if ttl_seconds:
+                self.lessor.granted(lease, ttl_seconds, now_ms)
+            else:
+                self.lessor.gone(lease)
+
+    def take_frame(self, peer: int, kind: int, fields: Any, refusing: Refused | None) -> bool:
+        """A peer's question or answer; False when the frame is about something else."""
+        if kind == ShellFrame.KEEP_ALIVE:
+            question, leases = fields
+            if self._may_answer(peer, question, refusing):
+                self._renew(leases, lambda answer: self._reply(peer, question, _wire(answer)))
+        elif kind == ShellFrame.LEASE_TIME:
+            question, lease = fields
+            if self._may_answer(peer, question, refusing):
+                self._tell_time(lease, lambda answer: self._reply(peer, question, _wire(answer)))
+        elif kind == ShellFrame.ANSWER:
+            question, answer = fields
+            asked = self._asked.pop(question, None)
+            if asked is not None:
+                asked[1](answer)
+        else:
+            return False
+        return True
+
+    def refuse_all(self, reason: Refused) -> None:
+        """Answer whoever waits here with `reason`."""
+        waiting = [done for _, done in self._keep_alives + self._times]
+        waiting += [done for _, done in self._asked.values()]
+        self._keep_alives, self._times, self._asked = [], [], {}
+        for done in waiting:
+            done(reason)
+
+    # As leader
+
+    def _renew(self, leases: list[int], done: Done) -> None:
+        """Renew now, answer once leadership is confirmed from now on.
+
+        A leader elected later than now starts every TTL again, so the promise holds either way.
+        """
+        now_ms = self._around.now_ms()
+        term = self._node.term
+        renewed = [self.lessor.renew(lease, now_ms) for lease in leases]
+
+        def confirmed(error: RaftkvError | None) -> None:
+            if error is not None:
+                done(error)
+            elif self._node.term != term or not self.lessor.leading:
+                done(_leader_moved())
+            else:
+                # A lease granted between the two moments is known only now.
+                later_ms = self._around.now_ms()
+                done(
+                    [
+                        ttl if ttl is not None else self.lessor.renew(lease, later_ms)
+                        for lease, ttl in zip(leases, renewed, strict=True)
+                    ]
+                )
+
+        self._reads.add(confirmed, now_ms + self._request_timeout_ms)
+
+    def _tell_time(self, lease: int, done: Done) -> None:
+        def confirmed(error: RaftkvError | None) -> None:
+            if error is not None:
+                done(error)
+            elif not self.lessor.leading:
+                done(_leader_moved())
+            else:
+                time = self.lessor.time(lease, self._around.now_ms())
+                done(_not_found(lease) if time is None else LeaseTime(lease, *time))
+
+        self._reads.add(confirmed, self._around.now_ms() + self._request_timeout_ms)
+
+    def _expire(self, now_ms: int) -> None:
+        for _ in range(EXPIRE_COMMANDS_PER_TICK):
+            expired = self.lessor.take_expired(now_ms, LEASE_REVOKES_PER_BATCH)
+            if not expired:
+                return
+
+            def done(result: Any, expired: list[int] = expired) -> None:
+                if isinstance(result, RaftkvError):
+                    self.lessor.put_back(expired, self._around.now_ms())
+                else:
+                    self._stats.leases_expired += len(result.expired)
+
+            self._propose(commands.lease_expire(expired, self._node.term), done)
+
+    def _may_answer(self, peer: int, question: int, refusing: Refused | None) -> bool:
+        if self._node.role is Role.LEADER and refusing is None:
+            return True
+        self._reply(peer, question, "this member does not lead")
+        return False
+
+    def _reply(self, peer: int, question: int, answer: Any) -> None:
+        self._around.send_frame(peer, ShellFrame.ANSWER, msgpack.packb([question, answer]))
+
+    # As follower
+
+    def _ask(self, kind: int, body: Any, done: Done) -> None:
+        leader = self._node.leader
+        question = self._next_question
+        self._next_question += 1
+        payload = msgpack.packb([question, body])
+        if leader == NO_MEMBER or not self._around.send_frame(leader, kind, payload):
+            done(NoLeader("no leader is known or reachable; try again shortly"))
+            return
+        self._asked[question] = (self._around.now_ms() + self._request_timeout_ms, done)
+
+    def _ask_time(self, lease: int, done: Done) -> None:
+        def answered(answer: Any) -> None:
+            if isinstance(answer, RaftkvError):
+                done(answer)
+            elif isinstance(answer, str):
+                done(NoLeader(answer))
+            else:
+                done(_not_found(lease) if answer is None else LeaseTime(lease, *answer))
+
+        self._ask(ShellFrame.LEASE_TIME, lease, answered)
+
+
+def _leader_moved() -> NoLeader:
+    return NoLeader("leadership moved while this was asked; try again")
+
+
+def _not_found(lease: int) -> LeaseNotFound:
+    return LeaseNotFound(f"no lease {lease:016x}", lease=lease)
+
+
+def _wire(answer: Any) -> Any:
+    """An answer as it travels; see `ShellFrame`."""
+    if isinstance(answer, LeaseTime):
+        return [answer.ttl_seconds, answer.remaining_ms]
+    if isinstance(answer, LeaseNotFound):
+        return None
+    return str(answer) if isinstance(answer, RaftkvError) else answer
+
+
+def _answer_keep_alives(asked: list[tuple[int, Done]], answers: Any) -> None:
+    """Tell each holder its own answer; one error or one text is everybody's."""
+    if isinstance(answers, str):
+        answers = NoLeader(answers)
+    if isinstance(answers, RaftkvError):
+        for _, done in asked:
+            done(answers)
+        return
+    for (lease, done), ttl_seconds in zip(asked, answers, strict=True):
+        done(_not_found(lease) if ttl_seconds is None else KeepAliveResult(lease, ttl_seconds))
