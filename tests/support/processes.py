@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,16 +22,23 @@ import aiohttp
 READY_SECONDS = 30.0
 
 
+_PORTS = iter(random.SystemRandom().sample(range(10_000, 32_000), 20_000))
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nobody listens on, below those that the kernel hands to outgoing connections:
+    one that it gave away while a member is down would be lost to it. Never the same twice."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_PORTS)
+        with socket.socket() as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                attempt.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+    return found
 
 
 class Member:
@@ -145,10 +153,14 @@ class Cluster:
         self.session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=10), connector=aiohttp.TCPConnector(limit=0)
         )
-        for member in self.members:
-            member.start()
-        for member in self.members:
-            await self.ready(member)
+        try:
+            for member in self.members:
+                member.start()
+            for member in self.members:
+                await self.ready(member)
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
