@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage docs clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage scale clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,11 +50,15 @@ cluster: $(STAMP)  ## the tests with real processes only
 golden: $(STAMP)  ## rewrite the interaction traces; commit only what you understand
 	$(BIN)/python -m pytest tests/interaction --rewrite-golden
 
-coverage: $(STAMP)  ## branch coverage of everything
+coverage: $(STAMP)  ## branch coverage of everything that runs in one process
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest tests/unit tests/paper tests/interaction
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
+
+scale: $(STAMP)  ## ten thousand services, a million keys; some minutes
+	$(BIN)/python -m tests.scale.services
+	$(BIN)/python -m tests.scale.keys
 
 clean:  ## remove what the other targets made, except data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
