@@ -128,7 +128,9 @@ class RequestParser:
         """Take the next bytes of the connection. Never raises on account of what they are."""
         if self.finished:
             return
-        was_in_head, was_in_body = self._in_head, self.mid_message and not self._in_head
+        was_in_body = self.mid_message and not self._in_head
+        was_idle = not self.mid_message
+        begun = self.begun
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -139,11 +141,14 @@ class RequestParser:
             if not self.finished:
                 self._fail(self._refusal or BadHttp(f"Not a valid HTTP/1.1 message: {error}"))
             return
-        # A message that began inside `data` is bounded by its size; only what goes on growing
-        # over several deliveries has to be counted.
+        # What goes on growing over several deliveries has to be counted. Where a message began
+        # in the midst of `data` its share is not known, and small enough to leave out.
         if self._in_head:
-            self._head_bytes = self._head_bytes + len(data) if was_in_head else 0
-            if self._head_bytes > HEAD_BYTES_MAX + HTTP_HEADER_BYTES_MAX:
+            if self.begun == begun:
+                self._head_bytes += len(data)
+            else:
+                self._head_bytes = len(data) if was_idle and self.begun == begun + 1 else 0
+            if self._head_bytes > HEAD_BYTES_MAX:
                 self._fail(
                     HeadersTooLarge("The request's head never ends", limit=HTTP_HEADER_BYTES_MAX)
                     if self._target_complete()

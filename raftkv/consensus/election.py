@@ -77,6 +77,8 @@ def handle_request(core: Core, message: Message) -> None:
         message.source,
         term=message.term if granted else core.term,
         reject=not granted,
+        commit_index=0 if granted else core.log.committed,
+        log_term=0 if granted else core.log.term(core.log.committed),
     )
     if pre:
         core.reply(reply)
@@ -89,6 +91,8 @@ def handle_request(core: Core, message: Message) -> None:
 
 def handle_reply(core: Core, message: Message) -> None:
     """Count a vote, if it belongs to the election under way."""
+    if message.reject and core.role is not Role.LEADER:
+        _learn_commit(core, message)
     expected = Role.PRE_CANDIDATE if message.kind is MessageKind.PRE_VOTE_REPLY else Role.CANDIDATE
     if core.role is not expected:
         return
@@ -97,6 +101,23 @@ def handle_reply(core: Core, message: Message) -> None:
         if message.term != wanted:
             return
     _count(core, message.source, granted=not message.reject)
+
+
+def _learn_commit(core: Core, message: Message) -> None:
+    """A refusal tells what its sender knows to be committed; what is in this log too is so here.
+
+    Without it a group can be stuck: a leader that removed itself and stepped down may be the only
+    one to know that the removal is committed, and refuse the votes that the others believe they
+    need, because its log is longer.
+    """
+    log = core.log
+    if message.commit_index <= log.committed or log.snapshot is not None:
+        return
+    if not log.matches(message.commit_index, message.log_term):
+        return
+    log.commit_to(message.commit_index)
+    if core.role is not Role.FOLLOWER and log.has_config(log.applied + 1, log.committed + 1):
+        core.become_follower(core.term, NO_MEMBER, "membership change to apply")
 
 
 def _count(core: Core, voter: int, *, granted: bool) -> None:

@@ -84,5 +84,6 @@ def _install(core: Core, meta: SnapshotMeta) -> bool:
         return False
     core.note(f"installs snapshot index={meta.index} term={meta.term}")
     log.install(meta)
-    core.use_conf(meta.conf)
+    if meta.index > log.applied:
+        core.use_conf(meta.conf)
     return True

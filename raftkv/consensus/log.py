@@ -40,12 +40,14 @@ class RaftLog:
     def __init__(self, storage: LogStorage, committed: int, applied: int) -> None:
         last = storage.last_index()
         self.storage = storage
-        self.committed = min(max(committed, applied), last)
+        # What was applied was committed and durable here. A machine that is ahead of the log all
+        # the same (a snapshot loaded before the log knew of it) vouches for nothing in the log.
+        known = max(committed, applied) if applied <= last else committed
+        self.committed = max(min(known, last), storage.first_index() - 1)
         """Greatest index known to be committed. Never beyond the log: a commit index stored ahead
         of its entries is learnt again from the leader."""
         self.applying = max(applied, storage.first_index() - 1)
-        """Greatest index given out to be applied. After a crash it may be ahead of `committed`
-        and even of the log, when an entry was applied before it was durable here."""
+        """Greatest index given out to be applied."""
         self.applied = self.applying
         self.offset = last + 1
         self.entries: list[Entry] = []
@@ -71,6 +73,13 @@ class RaftLog:
     def stable_index(self) -> int:
         """Every entry up to here is durable on this member."""
         return self.offset - 1 if self.snapshot is None else 0
+
+    @property
+    def applicable_index(self) -> int:
+        """Everything up to here is committed and durable on this member."""
+        if self.snapshot is not None:
+            return 0
+        return min(self.committed, self.offset - 1)
 
     def first_index(self) -> int:
         """Index of the oldest entry that can be read."""
@@ -214,10 +223,15 @@ class RaftLog:
             self.applied_to(meta.index)
 
     def next_committed(self, bytes_max: int) -> tuple[Entry, ...]:
-        """Committed entries that were not given out yet; none while a snapshot is under way."""
-        if self.committed <= self.applying or self.snapshot is not None:
+        """Committed entries that were not given out yet and are durable here.
+
+        The machine's state outlives the process. Were it ahead of the log, then after a crash the
+        log could still hold, below the applied index, an entry that was being replaced.
+        """
+        high = self.applicable_index
+        if high <= self.applying:
             return ()
-        return self.read(self.applying + 1, bytes_max, self.committed + 1)
+        return self.read(self.applying + 1, bytes_max, high + 1)
 
     def applied_to(self, index: int) -> None:
         """The machine has applied everything up to `index`; older news is ignored."""

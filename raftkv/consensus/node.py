@@ -492,7 +492,7 @@ class RaftNode:
             core.messages
             or core.replies
             or log.handed <= log.last_index
-            or (log.committed > log.applying and log.snapshot is None)
+            or (log.committed > log.applying and log.applicable_index > log.applying)
             or core.read_states
             or core.refused
             or core.term != core.handed_term

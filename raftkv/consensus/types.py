@@ -221,7 +221,7 @@ class Ready:
     write: StorageWrite | None = None
     """To be queued for stable storage in this order; several may be under way."""
     committed: tuple[Entry, ...] = ()
-    """To apply, in order. Committed, though perhaps not yet durable on this member."""
+    """To apply, in order. Committed, and durable on this member."""
     read_states: tuple[ReadState, ...] = ()
     soft_state: SoftState | None = None
     """None: unchanged."""

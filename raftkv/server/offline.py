@@ -8,6 +8,7 @@ on the file's digest too, so that the new cluster is never taken for the one tha
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -77,8 +78,9 @@ def snapshot_restore(path: str | Path, config: ServerConfig, *, progress: Progre
     """Make the data directory of `config` out of the snapshot file at `path`, for a new cluster.
 
     Its members are those of `config.founding_members`; keys, revisions, leases and services are
-    those of the file. The directory has to be missing or empty. Everything is durable when this
-    returns; a directory whose making was cut short is refused at start.
+    those of the file. The directory has to be missing or empty, and is empty again when this
+    fails. Everything is durable when this returns; a directory whose making was cut short by the
+    end of the process is refused at start.
 
     Raises ConfigError, LockedError, StorageError, CorruptionError or FormatError.
     """
@@ -95,8 +97,21 @@ def snapshot_restore(path: str | Path, config: ServerConfig, *, progress: Progre
         _fill(disk, data, config, path, info, founding)
         # Last, because a directory without it is not taken for a member's.
         data.found(WalIdentity(founding.cluster_id, founding.member_id))
+    except BaseException:
+        _empty(disk, target)
+        raise
     finally:
         data.close()
+
+
+def _empty(disk: Disk, target: str) -> None:
+    """Clear away what a restore that failed has made, all of it in a folder that was empty."""
+    for name in set(disk.list(target)) - {"lost+found"}:
+        path = os.path.join(target, name)
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            disk.remove(path)
 
 
 def _fill(

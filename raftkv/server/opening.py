@@ -158,7 +158,7 @@ def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
     blank = recovered.snapshot.index == 0 and len(recovered.index) == 0
     founder = WalIdentity(founding.cluster_id, founding.member_id) == identity
     if blank and founder and config.initial_cluster_state == "new":
-        _found_cluster(founding, backend, snapshots, wal)
+        _found_cluster(founding, backend, snapshots, wal, data.path)
         wal.close()
         wal, recovered = open_wal(config, disk, data, identity, create=False)
     for note in (*snapshots.notes, *recovered.notes):
@@ -212,11 +212,18 @@ def open_wal(
 
 
 def _found_cluster(
-    founding: Founding, backend: LmdbBackend, snapshots: SnapshotStore, wal: Wal
+    founding: Founding, backend: LmdbBackend, snapshots: SnapshotStore, wal: Wal, path: str
 ) -> None:
     """Write the state that a new cluster's log begins with. May be repeated after a crash."""
     machine = Machine(backend)
     meta = founding.meta
+    if machine.applied_index > meta.index:
+        raise CorruptionError(
+            f"{path}: this member took part up to index {machine.applied_index}, but its log and "
+            "its snapshots are gone; restore a backup, or remove this member, wipe its data "
+            "directory and add it again",
+            path=path,
+        )
     if machine.applied_index == 0:
         machine.bootstrap(
             meta.index,

@@ -177,9 +177,13 @@ async def test_a_log_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
 
 async def test_a_log_that_is_gone(tmp_path: Path) -> None:
     cluster = await stopped_member(tmp_path, kill=True)
-    folder = cluster.members[0].data_dir / "wal"
-    shutil.rmtree(folder)
-    refused(serve(*flags_of(cluster)), FAILED, str(folder), "the log of this member is gone")
+    data = cluster.members[0].data_dir
+    shutil.rmtree(data / "wal")
+    refused(serve(*flags_of(cluster)), FAILED, str(data / "wal"), "log of this member is gone")
+    shutil.rmtree(data / "wal", ignore_errors=True)
+    shutil.rmtree(data / "snapshots")
+    for _ in range(2):
+        refused(serve(*flags_of(cluster)), FAILED, str(data), "its snapshots are gone")
 
 
 async def test_a_snapshot_that_is_damaged_and_needed(tmp_path: Path) -> None:

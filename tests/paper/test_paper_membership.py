@@ -372,3 +372,36 @@ def test_no_change_inside_a_joint_configuration() -> None:
     assert conf.auto_leave
     assert group[1].apply_change(change((LEARN, 6))) == conf
     assert codec.decode_conf(codec.encode_conf(conf)) == conf
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("pre_vote", [False, True])
+def test_a_removed_leader_that_alone_knows_of_it_does_not_block_the_rest(
+    restarted: bool, pre_vote: bool
+) -> None:
+    """4.2.2: the leader of two removes itself, with further entries behind; the news of the
+    commit is lost. The other one still asks for its vote, which its longer log refuses: but the
+    refusal says what is committed."""
+    group = Group(voters=(1, 2), pre_vote=pre_vote)
+    group.elect(1)
+    group.tick()
+    group[1].propose_change(change((REMOVE, 1)))
+    for message in group.take():
+        group.deliver(message)
+    answers = group.take()
+    group[1].propose([b"=never-sent"])
+    group.handle(1)
+    for message in answers:
+        group.deliver(message)
+    group.isolate(2)
+    group.stabilize()
+    assert group[1].role is Role.FOLLOWER
+    assert group[1].last_index > group[2].last_index
+    assert group[2].conf.voters == (1, 2)
+    if restarted:
+        group.crash(1)
+        group.start(1)
+    group.heal()
+    group.tick(count=80)
+    assert group[2].role is Role.LEADER
+    assert group[2].conf.voters == (2,)

@@ -232,6 +232,8 @@ def test_two_snapshots_in_quick_succession() -> None:
     assert (group[3].applied_index, group[3].stable_index, group[3].last_index) == (8, 8, 8)
     entry = Entry(9, 2, EntryKind.BATCH, b"=n")
     group.send(K.APPEND, 1, 3, term=2, index=8, log_term=2, entries=(entry,), commit_index=9)
+    group.persist(3)
+    group.handle(3)
     assert group.data(3) == [b"=s"] * 7 + [b"=n"]
 
 

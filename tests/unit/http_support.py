@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import AsyncIterator, Callable
@@ -43,6 +44,7 @@ class Served:
         self.listener = listener
         self.port = listener.port
         self.errors: list[Any] = []
+        self.raws: list[Raw] = []
         self.spec = build_openapi(door.router.routes)
         self.session: aiohttp.ClientSession
 
@@ -109,7 +111,9 @@ class Served:
 
     async def raw(self) -> Raw:
         """A connection for bytes of the test's own making."""
-        return Raw(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**22))
+        raw = Raw(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**22))
+        self.raws.append(raw)
+        return raw
 
     @asynccontextmanager
     async def stream(
@@ -160,11 +164,10 @@ class Raw:
             return await self.reader.read(-1)
 
     async def close(self) -> None:
-        self.writer.close()
-        try:
+        """Go away, whatever is still to be sent."""
+        self.writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 class Stream:
@@ -219,6 +222,8 @@ async def serving(store: Any = None, *, expect_errors: bool = False) -> AsyncIte
             served.session = session
             yield served
     finally:
+        for raw in served.raws:
+            await raw.close()
         await listener.close(0.5)
         store.close()
         loop.set_exception_handler(None)

@@ -171,9 +171,7 @@ async def test_the_description_is_served_and_valid() -> None:
 def test_the_description_tells_of_every_call_and_of_nothing_else() -> None:
     routes = all_routes()
     spec = build_openapi(routes)
-    told = {
-        (method.upper(), path) for path, methods in spec["paths"].items() for method in methods
-    }
+    told = {(method.upper(), path) for path, methods in spec["paths"].items() for method in methods}
     assert told == {(route.method, route.template) for route in routes}
     for route in routes:
         operation = spec["paths"][route.template][route.method.lower()]

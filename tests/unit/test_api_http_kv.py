@@ -345,7 +345,8 @@ async def test_refused_and_unknown_never_look_alike() -> None:
         for method, target in (("PUT", "/api/kv/k"), ("GET", "/api/kv/k"), ("GET", "/api/kv"),
                                ("GET", "/api/leases"), ("GET", "/api/services"),
                                ("GET", "/api/services/s"), ("GET", "/api/services/s/i"),
-                               ("GET", "/api/kv/k?wait=1"), ("DELETE", "/api/leases/1")):  # fmt: skip
+                               ("GET", "/api/kv/k?wait=1"),
+                               ("DELETE", "/api/leases/1")):  # fmt: skip
             refused = await served.call(method, target, b"" if method == "PUT" else None)
             assert refused.status == 503 and refused.json["outcome"] == "refused"
             assert refused.headers["Retry-After"] == "1"

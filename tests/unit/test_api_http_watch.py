@@ -107,7 +107,7 @@ async def test_a_slow_reader_costs_bounded_memory_and_misses_nothing() -> None:
     async with serving() as served:
         raw = await served.raw()
         raw.send(b"GET /api/watch HTTP/1.1\r\nHost: h\r\n\r\n")
-        await raw.reader.readuntil(b"ready\"")
+        await raw.reader.readuntil(b'ready"')
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
         (watch,) = served.store.hub._watches
         value = b"x" * 200_000
@@ -117,14 +117,16 @@ async def test_a_slow_reader_costs_bounded_memory_and_misses_nothing() -> None:
             count += 1
             assert count < 500
         (connection,) = [
-            held for held in served.listener.connections if held._current is not None  # type: ignore[attr-defined]
+            held
+            for held in served.listener.connections
+            if held._current is not None  # type: ignore[attr-defined]
         ]
         waiting = connection._transport.get_write_buffer_size()  # type: ignore[attr-defined]
         assert waiting < HTTP_STREAM_BUFFER_BYTES + 2 * len(value)
         assert waiting < CONNECTION_OUTPUT_BYTES_MAX
         raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
         for revision in range(2, 2 + count):
-            await raw.reader.readuntil(b'id: %d\nevent: put\n' % revision)
+            await raw.reader.readuntil(b"id: %d\nevent: put\n" % revision)
         await raw.close()
         await until(lambda: len(served.store.hub) == 0)
 
@@ -132,10 +134,8 @@ async def test_a_slow_reader_costs_bounded_memory_and_misses_nothing() -> None:
 async def test_history_compacted_under_a_slow_reader_is_said() -> None:
     async with serving() as served:
         raw = await served.raw()
-        raw.send(
-            b"GET /api/watch HTTP/1.1\r\nHost: h\r\nAccept: application/x-ndjson\r\n\r\n"
-        )
-        await raw.reader.readuntil(b"ready\"")
+        raw.send(b"GET /api/watch HTTP/1.1\r\nHost: h\r\nAccept: application/x-ndjson\r\n\r\n")
+        await raw.reader.readuntil(b'ready"')
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
         (watch,) = served.store.hub._watches
         count = 0

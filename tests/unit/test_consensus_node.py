@@ -355,3 +355,30 @@ def test_memory_storage_behaves_like_a_log() -> None:
         storage.entries(5, 6, 1)
     with pytest.raises(InvariantViolation, match="gap"):
         storage.append((entry(9, 2),))
+
+
+def test_a_machine_ahead_of_the_log_vouches_for_nothing_in_it() -> None:
+    """A snapshot was loaded, and the crash came before the log knew of it."""
+    storage = MemoryLogStorage(ConfState((1, 2)))
+    storage.append((entry(2, 1), entry(3, 1)))
+    storage.conf = ConfState((1, 2, 3))
+    node = RaftNode(RaftConfig(1), storage, random.Random(1), applied=9)
+    assert (node.commit_index, node.applied_index) == (1, 9)
+    node.step(Message(K.SNAPSHOT, 2, 1, 4, snapshot=SnapshotMeta(6, 3, ConfState((1, 2)))))
+    assert node.conf == ConfState((1, 2, 3))  # As of what is applied already.
+    ready = node.ready()
+    node.advance(ready)
+    assert ready.write is not None
+    storage.write(ready.write)
+    for reply in ready.write.replies:
+        if reply.target == 1:
+            node.step(reply)
+    later = tuple(entry(index, 4) for index in range(7, 11))
+    node.step(Message(K.APPEND, 2, 1, 4, 6, 3, later, commit_index=10))
+    for _ in range(2):
+        ready = node.ready()
+        node.advance(ready)
+        if ready.write is not None:
+            storage.write(ready.write)
+            node.step(ready.write.replies[0])
+    assert [e.index for e in ready.committed] == [10]

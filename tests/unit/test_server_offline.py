@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from raftkv.consensus.types import ConfState, SnapshotMeta
 from raftkv.errors import ConfigError, CorruptionError, FormatError, StorageError
 from raftkv.machine import commands
 from raftkv.machine.commands import AlarmKind
@@ -144,6 +145,20 @@ async def test_files_that_cannot_be_trusted_make_no_directory(saved: Path, tmp_p
     with pytest.raises(StorageError, match="No such file"):
         snapshot_status(tmp_path / "missing")
     assert not mine.data_directory.exists()
+
+
+async def test_a_file_whose_tables_are_not_what_it_says_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    opened = await open_member(config(tmp_path, "x", OLD))
+    writer = opened.snapshots.begin(SnapshotMeta(9, 3, ConfState(voters=(1,))))
+    opened.backend.pin().copy_to(writer.path, writer.offset)
+    path = opened.snapshots.path(writer.finish())
+    mine = config(tmp_path / "new", "a", CLUSTER)
+    with pytest.raises(CorruptionError, match="stand at index 1, but its header says 9"):
+        snapshot_restore(path, mine, progress=quiet)
+    assert [*mine.data_directory.iterdir()] == []
+    close(opened)
 
 
 async def test_a_directory_in_use_is_refused_and_left_alone(saved: Path, tmp_path: Path) -> None:
