@@ -72,14 +72,14 @@ def steps_of(text: str) -> list[Step]:
         if fence == "```console":
             steps.extend(_console(lines, number, end))
         elif fence == "```python":
-            step = Step(number, "\n".join(lines[number:end]), at=range(end, end))
+            step = Step(number + 1, "\n".join(lines[number:end]), at=range(end, end))
             if lines[end + 1 : end + 3] == ["", "```text"]:
                 step.at = range(end + 3, lines.index("```", end + 3))
                 step.expected = [lines[each] for each in step.at]
             step.source = "#python\n" + step.source
             steps.append(step)
         else:
-            raise ValueError(f"line {number}: {MARK} stands above {fence!r}")
+            raise ValueError(f"line {number - 1}: {MARK} stands above {fence!r}")
         number = end
     return steps
 
