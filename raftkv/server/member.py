@@ -101,6 +101,7 @@ class Member:
         """Snapshots of this member's own in the making; tables are not replaced meanwhile."""
         self._compacting = False
         self._announcing = False
+        self._alarming = False
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
         self._append = AppendThread(
             opened.wal,
@@ -510,6 +511,7 @@ class Member:
         self._last_tick_ms = at
         self._timer("tick", self._tick_ms / 1000, self._tick)
         try:
+            self._watch_space()
             self.replica.tick(at, late if late >= STALL_MS_MIN else 0)
         except Exception as error:
             self._crashed(error)
@@ -518,7 +520,6 @@ class Member:
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
         self.replica.share_hash()
         self._announce()
-        self._watch_space()
         if time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + WATCH_PROGRESS_SECONDS
             self.replica.hub.mark_progress()
@@ -546,7 +547,7 @@ class Member:
         used, quota = self._opened.backend.used_bytes(), self.config.quota_backend_bytes
         disk_full = self._disk_full or self._opened.wal.disk_full is not None
         alarmed = (commands.AlarmKind.NOSPACE, self.member_id) in self.machine.alarms
-        if self.node.leader == NO_MEMBER:
+        if self.node.leader == NO_MEMBER or self._alarming:
             return
         if (disk_full or used > quota) and not alarmed:
             log.warning(
@@ -559,9 +560,12 @@ class Member:
             self._propose_alarm(False)
 
     def _propose_alarm(self, on: bool) -> None:
-        self.propose(
-            commands.alarm(commands.AlarmKind.NOSPACE, self.member_id, on), lambda result: None
-        )
+        self._alarming = True
+
+        def done(result: Any) -> None:
+            self._alarming = False
+
+        self.propose(commands.alarm(commands.AlarmKind.NOSPACE, self.member_id, on), done)
 
     def _compact_slice(self) -> None:
         if self._stopping or self.ended.done():

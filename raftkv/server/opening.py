@@ -126,7 +126,7 @@ async def _identity(config: ServerConfig) -> WalIdentity:
             return WalIdentity(cluster_id, member_id)
     raise ConfigError(
         f"the cluster has no member with the peer URL {', '.join(sorted(own_urls))}; add it first: "
-        f"raftkv member add {config.name} --peer-urls {','.join(sorted(own_urls))}"
+        f"raftkv member add {' '.join(sorted(own_urls))} --name {config.name}"
     )
 
 
