@@ -17,6 +17,8 @@ from tests.support.processes import Cluster, Member, running
 
 RAFTKV = [sys.executable, "-m", "raftkv"]
 SECONDS = 20.0
+SMALL_LOG = ["--wal-segment-bytes", "32MiB"]
+"""A first file of the log that is quickly filled with zeros."""
 
 
 class Command:
@@ -103,7 +105,7 @@ async def eventually(holds: Callable[[], bool], what: str) -> None:
 
 
 async def test_keys_watches_transactions_and_history(tmp_path: Path) -> None:
-    async with running(tmp_path, 1) as cluster:
+    async with running(tmp_path, 1, SMALL_LOG) as cluster:
         raftkv = Command(*cluster.urls)
         first = await raftkv("put", "a/1", "one")
         assert (await raftkv("get", "a/1"))["value"] == "one"
@@ -113,9 +115,11 @@ async def test_keys_watches_transactions_and_history(tmp_path: Path) -> None:
         assert "no key" in await raftkv("get", "nothing", code=exits.NOT_FOUND)
         revision = str(first["revision"])
         await raftkv("put", "a/1", "two", "--if-revision", revision)
-        await raftkv("put", "a/1", "x", "--if-revision", revision, code=exits.PRECONDITION)
-        await raftkv("put", "a/1", "x", "--if-absent", code=exits.PRECONDITION)
-        await raftkv("put", "fresh", "x", "--if-present", code=exits.PRECONDITION)
+        await asyncio.gather(
+            raftkv("put", "a/1", "x", "--if-revision", revision, code=exits.PRECONDITION),
+            raftkv("put", "a/1", "x", "--if-absent", code=exits.PRECONDITION),
+            raftkv("put", "fresh", "x", "--if-present", code=exits.PRECONDITION),
+        )
         assert (await raftkv("get", "a/1", "--revision", revision))["value"] == "one"
         page = await raftkv("get", "--prefix", "a/")
         assert [item["key"] for item in page["items"]] == ["a/1", "a/2"]
@@ -153,12 +157,14 @@ async def test_keys_watches_transactions_and_history(tmp_path: Path) -> None:
         assert (await raftkv("del", "--prefix", "a/"))["deleted"] == 2
         now = (await raftkv("put", "last", "x"))["revision"]
         assert (await raftkv("compact", str(now)))["compact_revision"] == now
-        await raftkv("get", "a/1", "--revision", revision, code=exits.FAILED)
-        await raftkv("watch", "a/1", "--from", revision, code=exits.FAILED)
+        await asyncio.gather(
+            raftkv("get", "a/1", "--revision", revision, code=exits.FAILED),
+            raftkv("watch", "a/1", "--from", revision, code=exits.FAILED),
+        )
 
 
 async def test_leases_and_services(tmp_path: Path) -> None:
-    async with running(tmp_path, 1) as cluster:
+    async with running(tmp_path, 1, SMALL_LOG) as cluster:
         raftkv = Command(*cluster.urls)
         lease = (await raftkv("lease", "grant", "60"))["lease"]
         await raftkv("put", "leased", "x", "--lease", lease)
@@ -171,6 +177,7 @@ async def test_leases_and_services(tmp_path: Path) -> None:
 
         place = ["--address", "10.0.0.1", "--port", "80", "--ttl", "60"]
         with raftkv.started("service", "watch", "web") as watch:
+            await watch.until(None, '"ready"')
             await raftkv("service", "register", "web", "w1", *place, "--owner", "a")
             told = await watch.until(None, "registered")
             assert "w1" in told
@@ -198,7 +205,7 @@ while True:
 
 
 async def test_service_run_keeps_a_program_registered_as_long_as_it_runs(tmp_path: Path) -> None:
-    async with running(tmp_path, 1) as cluster:
+    async with running(tmp_path, 1, SMALL_LOG) as cluster:
         raftkv = Command(*cluster.urls)
         program = ["service", "run", "web", "--id", "w1", "--port", "8123", "--ttl", "1", "--"]
         with raftkv.started(*program, sys.executable, "-c", CHILD) as run:
@@ -217,7 +224,7 @@ async def test_service_run_keeps_a_program_registered_as_long_as_it_runs(tmp_pat
 
 
 async def test_the_cluster_and_codes_of_one_that_cannot_serve(tmp_path: Path) -> None:
-    async with running(tmp_path, 3) as cluster:
+    async with running(tmp_path, 3, SMALL_LOG) as cluster:
         raftkv = Command(*cluster.urls)
         members = (await raftkv("member", "list"))["members"]
         assert sorted(each["name"] for each in members) == ["n1", "n2", "n3"]
@@ -243,8 +250,8 @@ async def test_the_cluster_and_codes_of_one_that_cannot_serve(tmp_path: Path) ->
         await left("--timeout", "2", "put", "k", "w", code=exits.UNAVAILABLE)
         assert (await left("get", "k", "--serializable"))["value"] == "v"
         cluster.members[2].kill()
-        for command in (["get", "k"], ["health"], ["status"]):
-            await raftkv(*command, code=exits.UNAVAILABLE)
+        commands = (["get", "k"], ["health"], ["status"])
+        await asyncio.gather(*(raftkv(*each, code=exits.UNAVAILABLE) for each in commands))
 
 
 async def eventually_unled(cluster: Cluster, member: Member) -> None:
@@ -255,7 +262,7 @@ async def eventually_unled(cluster: Cluster, member: Member) -> None:
 
 
 async def test_a_write_without_an_answer_has_an_unknown_outcome(tmp_path: Path) -> None:
-    async with running(tmp_path, 1) as cluster:
+    async with running(tmp_path, 1, SMALL_LOG) as cluster:
         cluster.members[0].pause()
         raftkv = Command(*cluster.urls)
         await raftkv("--timeout", "1", "put", "k", "v", code=exits.UNKNOWN)
@@ -278,11 +285,11 @@ WHAT_IS_KEPT = {"items", "count", "revision", "instances", "leases"}
 async def test_a_backup_is_restored_into_new_clusters(tmp_path: Path) -> None:
     saved = tmp_path / "backup"
     raftkv = Command()
-    async with running(tmp_path, 1) as cluster:
+    async with running(tmp_path, 1, SMALL_LOG) as cluster:
         member = cluster.members[0]
         _, lease, _ = await cluster.call(member, "POST", "/api/leases", json={"ttl": 600})
         await cluster.call(member, "PUT", f"/api/kv/leased?lease={lease['lease']}", data=b"x")
-        for number in range(50):
+        for number in range(12):
             code, _, _ = await cluster.call(
                 member, "PUT", f"/api/kv/k{number}", data=os.urandom(100)
             )
@@ -291,22 +298,27 @@ async def test_a_backup_is_restored_into_new_clusters(tmp_path: Path) -> None:
         service = {"address": "10.0.0.1", "port": 80, "ttl": 600}
         await cluster.call(member, "PUT", "/api/services/web/w1", json=service)
         before = await everything(cluster, member)
-        assert before[0]["count"] == 50 and before[1]["instances"] and before[2]["leases"]
+        assert before[0]["count"] == 12 and before[1]["instances"] and before[2]["leases"]
         old = await cluster.status(member)
         await Command(*cluster.urls)("snapshot", "save", str(saved))
         await cluster.call(member, "PUT", "/api/kv/after", data=b"the backup")
     status = await raftkv("snapshot", "status", str(saved))
-    assert (status["revision"], status["keys"]) == (old["revision"], 50)
+    assert (status["revision"], status["keys"]) == (old["revision"], 12)
     assert status["cluster_id"] == old["cluster_id"] and status["digest_verified"]
 
     for size in (1, 3):
         folder = tmp_path / f"new{size}"
         folder.mkdir()
-        new = Cluster(folder, size)
-        for member in new.members:
-            flags = ["--data-dir", str(member.data_dir), "--name", member.name, *member.arguments]
-            await raftkv("snapshot", "restore", str(saved), *flags)
-        refused = await raftkv("snapshot", "restore", str(saved), *flags, code=exits.USAGE)
+        new = Cluster(folder, size, SMALL_LOG)
+        restore = [
+            [
+                *("snapshot", "restore", str(saved), "--data-dir", str(member.data_dir)),
+                *("--name", member.name, *member.arguments[:2]),
+            ]
+            for member in new.members
+        ]
+        await asyncio.gather(*(raftkv(*command) for command in restore))
+        refused = await raftkv(*restore[0], code=exits.USAGE)
         assert "is not empty" in refused
         async with new:
             assert (await new.equal_hashes())["cluster_id"] != old["cluster_id"]
