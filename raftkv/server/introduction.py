@@ -19,14 +19,14 @@ from raftkv.limits import PEER_DIAL_SECONDS, PEER_INTRODUCTION_BYTES_MAX
 from raftkv.server.frames import FrameKind
 from raftkv.server.peer_link import LinkStats, PeerLink
 
-Introduced = tuple[int, str, list[str]]
-"""Member id, name, peer URLs."""
+Introduced = tuple[int, str, list[str], bool]
+"""Member id, name, peer URLs, and whether that member has ever taken part."""
 
 _PAUSE_SECONDS: Final = 0.25
 
 
 def encode_introduction(cluster_id: int, members: Sequence[Sequence[Any]]) -> bytes:
-    """The payload of an INTRODUCTION: `members` are rows of id, name, peer URLs."""
+    """The payload of an INTRODUCTION: `members` are rows as `Introduced`."""
     payload: bytes = msgpack.packb([cluster_id, [list(row) for row in members]])
     return payload
 
@@ -36,12 +36,14 @@ def decode_introduction(payload: bytes) -> tuple[int, list[Introduced]]:
     try:
         answer: Any = msgpack.unpackb(payload)
         cluster_id, rows = answer
-        members = [(member_id, name, list(urls)) for member_id, name, urls in rows]
+        members = [(number, name, list(urls), started) for number, name, urls, started in rows]
     except (ValueError, TypeError, msgpack.UnpackException):
         raise PeerError("an introduction that cannot be read") from None
-    texts = [text for _, name, urls in members for text in (name, *urls)]
-    numbers = [cluster_id, *(member_id for member_id, _, _ in members)]
+    texts = [text for _, name, urls, _ in members for text in (name, *urls)]
+    numbers = [cluster_id, *(number for number, _, _, _ in members)]
     if any(type(text) is not str for text in texts) or any(type(n) is not int for n in numbers):
+        raise PeerError("an introduction of a wrong shape")
+    if any(type(started) is not bool for _, _, _, started in members):
         raise PeerError("an introduction of a wrong shape")
     return cluster_id, members
 

@@ -338,8 +338,12 @@ class Member:
     async def snapshot(self) -> SnapshotStream:
         """See `Store.snapshot`."""
         await self._confirmed()
+        # Counted low under writes: what is certainly inside.
+        revision = self.machine.revision
         info = await self._take_snapshot()
-        return SnapshotStream(info.meta.index, self.machine.revision, info.size, self._chunks(info))
+        # It may be an older file; a backup that was damaged since is worse than none.
+        await self._loop.run_in_executor(self._copier, self._opened.snapshots.verify, info)
+        return SnapshotStream(info.meta.index, revision, info.size, self._chunks(info))
 
     # -- Surroundings ----------------------------------------------------------------------------
 
@@ -440,6 +444,7 @@ class Member:
                     "leader": f"{leader:016x}" if leader != NO_MEMBER else "none",
                 },
             )
+            self._announce()
         if self._snapshotting is None and not self._installing and self._snapshot_due():
             self._snapshotting = self._spawn(self._snapshot_and_compact())
         if self.machine.compaction_pending and not self._compacting:
@@ -679,7 +684,11 @@ class Member:
 
     def _introduce(self) -> list[Any]:
         """Who is in the cluster, for newcomers that know only an address of it."""
-        members = [[info.member_id, info.name, info.peer_urls] for info in self.machine.members()]
+        # A member announces its client addresses as soon as it takes part.
+        members = [
+            [info.member_id, info.name, info.peer_urls, bool(info.client_urls)]
+            for info in self.machine.members()
+        ]
         return [self.cluster_id, members]
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:

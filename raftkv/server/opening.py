@@ -107,7 +107,7 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
         opened = _open(config, disk, data)
         if not opened.machine.members():
             _, members = await ask_introduction(_others(config))
-            opened.introduced = {member_id: tuple(urls) for member_id, _, urls in members}
+            opened.introduced = {member_id: tuple(urls) for member_id, _, urls, _ in members}
         return opened
     except BaseException:
         data.close()
@@ -118,16 +118,39 @@ async def _identity(config: ServerConfig) -> WalIdentity:
     """Who a member without data is."""
     founding = found(config)
     if config.initial_cluster_state == "new":
+        await _refuse_second_founding(config, founding)
         return WalIdentity(founding.cluster_id, founding.member_id)
     cluster_id, members = await ask_introduction(_others(config))
     own_urls = set(config.advertised_peer_urls)
-    for member_id, _, peer_urls in members:
+    for member_id, _, peer_urls, _ in members:
         if own_urls & set(peer_urls):
             return WalIdentity(cluster_id, member_id)
     raise ConfigError(
         f"the cluster has no member with the peer URL {', '.join(sorted(own_urls))}; add it first: "
         f"raftkv member add {' '.join(sorted(own_urls))} --name {config.name}"
     )
+
+
+async def _refuse_second_founding(config: ServerConfig, founding: Founding) -> None:
+    """A member that lost its data must not come back as if it had never voted.
+
+    Its votes and its share of acknowledged writes are forgotten, so it would count twice. Members
+    that do not answer are founding, too, or down; then there is nobody to know better.
+    """
+    if len(founding.members) == 1:
+        return
+    try:
+        cluster_id, members = await ask_introduction(_others(config), seconds=0)
+    except ConfigError:
+        return
+    for member_id, _, _, started in members:
+        if cluster_id == founding.cluster_id and member_id == founding.member_id and started:
+            raise ConfigError(
+                f"member {config.name!r} of this running cluster has lost its data directory and "
+                "must not vote again as if it were new; remove it with `raftkv member remove "
+                f"{member_id:016x}`, add it again, and start it with "
+                "--initial-cluster-state existing"
+            )
 
 
 def _others(config: ServerConfig) -> list[tuple[str, int]]:

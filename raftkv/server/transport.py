@@ -363,7 +363,7 @@ class Transport:
         `on_messages(peer, messages)` and `on_frame(peer, kind, payload)` are called as they come
         in. `on_unreachable(peer)` is called in a turn of its own, at most once a turn and peer.
         `on_snapshot(peer, message)` is called when the message's file is verified and durable.
-        `on_introduction()` gives [cluster id, rows of member id, name, peer URLs], for newcomers.
+        `on_introduction()` gives [cluster id, rows as `introduction.Introduced`], for newcomers.
         `on_fatal` is told of errors that must end the process: a disk that fails to sync, a bug.
         `snapshot_executor` is the one thread that changes `snapshots`; None: one is made.
         """

@@ -72,6 +72,28 @@ async def test_a_wiped_member_added_again_catches_up_by_snapshot(tmp_path: Path)
         assert b"raftkv_snapshots_installed_total 1" in metrics
 
 
+async def test_a_member_that_lost_its_data_is_not_let_in_as_if_it_were_new(tmp_path: Path) -> None:
+    async with running(tmp_path, 3) as cluster:
+        lost = cluster.members[0]
+        member_id = (await cluster.status(lost))["member_id"]
+        deadline = time.monotonic() + 10
+        while True:
+            _, body, _ = await cluster.call(cluster.members[1], "GET", "/api/members")
+            if all(each["client_urls"] for each in body["members"]):
+                break
+            assert time.monotonic() < deadline, body
+            await asyncio.sleep(0.05)
+        lost.stop()
+        lost.wipe()
+        lost.start()
+        assert lost.process is not None
+        assert await asyncio.to_thread(lost.process.wait, 20) != 0
+        assert "has lost its data directory" in lost.output()
+        assert f"raftkv member remove {member_id}" in lost.output()
+        code, body, _ = await cluster.call(cluster.members[1], "PUT", "/api/kv/k", data=b"v")
+        assert code in (200, 503), body
+
+
 async def fill(cluster: Cluster, member: Member, count: int) -> None:
     """Put `count` keys of 512 bytes, many at a time."""
 

@@ -441,12 +441,15 @@ async def test_an_address_in_use_is_said_in_words(start: Start) -> None:
 
 
 async def test_a_newcomer_is_introduced(start: Start) -> None:
-    rows = [[1, "one", ["http://127.0.0.1:2380"]], [2, "two", []]]
+    rows = [[1, "one", ["http://127.0.0.1:2380"], True], [2, "two", [], False]]
     one = await start(1, on_introduction=lambda: [CLUSTER, rows])
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         answer = await ask_introduction([closed.getsockname(), one.address])
-    assert answer == (CLUSTER, [(1, "one", ["http://127.0.0.1:2380"]), (2, "two", [])])
+    assert answer == (
+        CLUSTER,
+        [(1, "one", ["http://127.0.0.1:2380"], True), (2, "two", [], False)],
+    )
     await until(lambda: not one.transport._accepted)
     assert one.transport.stats.refused == 0
 
@@ -461,8 +464,9 @@ async def test_nobody_to_ask_is_said_in_words(start: Start) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\xc1", b"\x93\x01\x02\x03", encode_introduction(1, [["x", "n", []]]),
-     encode_introduction(1, [[1, 2, []]]), encode_introduction(1, [[1, "n"]]), b"\x92\x01\x01"],
+    [b"", b"\xc1", b"\x93\x01\x02\x03", encode_introduction(1, [["x", "n", [], True]]),
+     encode_introduction(1, [[1, 2, [], True]]), encode_introduction(1, [[1, "n"]]),
+     encode_introduction(1, [[1, "n", [], 1]]), b"\x92\x01\x01"],
 )  # fmt: skip
 def test_unreadable_introductions_are_peer_errors(payload: bytes) -> None:
     with pytest.raises(peer_link.PeerError):
