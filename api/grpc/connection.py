@@ -869,7 +869,8 @@ class ServerConnection:
     def _tell_waiting(self) -> None:
         self._full = False
         for stream in list(self.waiting.values()):
-            self._maybe_drained(stream)
+            if stream.waiting:  # one told before may have had this one told, or ended
+                self._maybe_drained(stream)
 
     def _set_quick(self) -> None:
         self.quick_bytes = 0 if self.paused or self._size_update or self.closed else self.frame_max
@@ -989,14 +990,15 @@ class ServerConnection:
             self._pump(stream)
 
     def _maybe_drained(self, stream: Stream) -> None:
+        """Tell a waiting stream to send more, or see to it that what hinders it comes back here."""
         pending = stream.pending
-        low = limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH // 2
-        if (
-            not self.paused
-            and self.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
-            and self.held_bytes < limits.CONNECTION_OUTPUT_BYTES_MAX
-            and (pending is None or len(pending) < low)
-        ):
+        if self.paused:
+            return  # `resume` asks again
+        if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
+            self._over_turn = True  # `flushed` asks again
+        elif self.held_bytes >= limits.CONNECTION_OUTPUT_BYTES_MAX:
+            self._full = True  # `_pump` and `tick` ask again
+        elif pending is None or len(pending) < limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH // 2:
             stream.waiting = False
             self.waiting.pop(stream.stream_id, None)
             if not stream.ended:

@@ -757,6 +757,66 @@ def test_one_turn_takes_only_so_much_output() -> None:
     assert call.writable
 
 
+@pytest.mark.parametrize("frame_max", [frames.FRAME_BYTES_DEFAULT, frames.FRAME_BYTES_LIMIT])
+def test_a_sender_is_told_though_its_output_used_up_the_turn(frame_max: int) -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(setting(Setting.MAX_FRAME_SIZE, frame_max) + setting(Setting.INITIAL_WINDOW_SIZE, 0))
+    peer.send(frames.window_update(0, 2**30) + peer.headers(1, fields("/t.T/Sink")))
+    (call,) = log.streams
+    assert call.send(bytes(limits.HTTP2_TURN_OUTPUT_BYTES - 5)) is False
+    peer.connection.receive(frames.window_update(1, 2**30), peer.now)
+    assert peer.connection.held_bytes == 0  # nothing is left that a window could set free
+    assert log.seen == []
+    peer.read()
+    assert log.seen == ["drain"]
+
+
+def test_a_window_opened_in_steps_does_not_lose_the_sender() -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(setting(Setting.MAX_FRAME_SIZE, frames.FRAME_BYTES_LIMIT))
+    peer.send(frames.window_update(0, 2**30) + peer.headers(1, fields("/t.T/Sink")))
+    (call,) = log.streams
+    left = 1000
+
+    def more() -> None:
+        nonlocal left
+        while left:
+            left -= 1
+            if not call.send(bytes(10_000)):
+                return
+        call.finish()
+
+    call.on_drain = more
+    more()
+    found = peer.read()
+    # The first step makes the sender fill up again, the second uses up the turn.
+    step = limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH + 80_000
+    found += peer.send(frames.window_update(1, step) + frames.window_update(1, 2**30))
+    assert left == 0
+    assert resets_of(found) == {1: ErrorCode.NO_ERROR}
+
+
+def test_a_sender_emptied_while_others_fill_the_connection_is_told_later() -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(setting(Setting.INITIAL_WINDOW_SIZE, 0) + frames.window_update(0, 2**30))
+    peer.send(peer.headers(1, fields("/t.T/Sink")))
+    assert log.streams[0].send(bytes(limits.HTTP2_STREAM_OUTPUT_BYTES_HIGH)) is False
+    peer.read()
+    for stream_id in range(3, 13, 2):
+        open_hold(peer, stream_id)
+        log.unary[-1].reply(bytes(8_000_000))
+        peer.read()
+    peer.send(frames.window_update(1, 2**20))
+    assert peer.connection.held_bytes == 5 * 8_000_005 > limits.CONNECTION_OUTPUT_BYTES_MAX
+    assert log.seen == []
+    peer.send(frames.rst_stream(3, ErrorCode.CANCEL))
+    peer.connection.tick(peer.now)
+    assert log.seen == ["drain"]
+
+
 def test_output_held_for_a_deaf_client_is_bounded() -> None:
     log = Log()
     peer = Peer(echo_server(log))
