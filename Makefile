@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 run: $(STAMP)  ## a store on 127.0.0.1:2379, data in ./data, until Ctrl-C
+	@echo "In other terminals first: source $(BIN)/activate"
 	@$(BIN)/raftkv serve --data-dir $(DATA)/default
 
 dev: $(STAMP)  ## a local cluster of three members, until Ctrl-C
