@@ -169,22 +169,23 @@ ROUTES: Final = [
         "POST", "/api/members", post_member, "addMember", "Add a member", CLUSTER,
         body=NEW_MEMBER,
         answers=(Answer(201, "Added.", "AddedMember"),),
-        problems=(409, 415), writes=True,
+        problems=(409, 415), writes=True, once=False,
     ),
     Route(
         "DELETE", "/api/members/{member}", delete_member, "removeMember", "Remove a member",
-        CLUSTER, answers=MEMBERS, problems=(404, 409), writes=True,
+        CLUSTER, answers=MEMBERS, problems=(404, 409), writes=True, once=False,
     ),
     Route(
         "POST", "/api/members/{member}/promote", post_promote, "promoteMember",
         "Give a learner a vote", CLUSTER,
-        body=(), body_required=False, answers=MEMBERS, problems=(404, 409, 415), writes=True,
+        body=(), body_required=False, answers=MEMBERS, problems=(404, 409, 415),
+        writes=True, once=False,
     ),
     Route(
         "POST", "/api/leader/transfer", post_transfer, "transferLeader", "Hand leadership over",
         CLUSTER, body=TRANSFER, body_required=False,
         answers=(Answer(200, "Who leads now.", "Leader"),),
-        problems=(404, 409, 415), writes=True,
+        problems=(404, 409, 415), writes=True, once=False,
     ),
     Route(
         "POST", "/api/compact", post_compact, "compact", "Forget old history", CLUSTER,

@@ -144,7 +144,7 @@ ROUTES: Final = [
         doc="The lease will not end before its TTL from now.",
         body=(), body_required=False,
         answers=(Answer(200, "Renewed.", "KeptAlive"),),
-        problems=(404, 415), writes=True,
+        problems=(404, 415), writes=True, once=False,
     ),
     Route(
         "DELETE", "/api/leases/{lease}", delete_lease, "revokeLease", "End a lease", LEASES,

@@ -132,7 +132,7 @@ def places(template: str) -> list[str]:
 
 def request_headers(route: Route) -> tuple[str, ...]:
     """Headers with a meaning for a route."""
-    return (*route.headers, "Idempotency-Key") if route.writes else route.headers
+    return (*route.headers, "Idempotency-Key") if route.writes and route.once else route.headers
 
 
 def _place(name: str, route: Route) -> dict[str, Any]:

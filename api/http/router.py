@@ -116,6 +116,9 @@ class Route:
     greedy: bool = False
     """The last place takes everything up to the query, slashes and empty parts included."""
     writes: bool = False
+    once: bool = True
+    """Of writes: an `Idempotency-Key` is obeyed. Not by changes of membership and leadership, which
+    consensus itself carries, nor by renewals, which may be repeated anyway."""
     _by_name: dict[bytes, Param] = field(init=False, repr=False, default_factory=dict)
     defaults: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 

@@ -556,7 +556,7 @@ ROUTES: Final = [
         "Keep an instance alive", SERVICES,
         body=HEARTBEAT, body_required=False,
         answers=(Answer(200, "Renewed.", "Beaten"),),
-        problems=(404, 409, 415), writes=True,
+        problems=(404, 409, 415), writes=True, once=False,
     ),
     Route(
         "POST", "/api/services/{service}/{instance}/drain", post_drain, "drainInstance",
