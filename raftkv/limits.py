@@ -95,7 +95,6 @@ HTTP_WAIT_SECONDS_MAX: Final = 600
 HTTP_STREAM_SLICE_KEYS: Final = 500
 HTTP_STREAM_BUFFER_BYTES: Final = 256 * KIB
 CONNECTION_OUTPUT_BYTES_MAX: Final = 32 * MIB
-JSON_NESTING_MAX: Final = 32
 
 # HTTP/2 and gRPC (RFC 9113). Windows and frames are what we advertise, budgets are token buckets:
 # a burst, and what flows back each second.
@@ -129,8 +128,6 @@ GRPC_KEEPALIVE_TIMEOUT_SECONDS: Final = 20
 
 # Watches.
 WATCHERS_MAX: Final = 100_000
-WATCH_BUFFER_EVENTS_MAX: Final = 10_000
-WATCH_BUFFER_BYTES_MAX: Final = 16 * MIB
 WATCH_HISTORY_BATCH_EVENTS: Final = 1_000
 WATCH_HISTORY_BATCH_BYTES: Final = 4 * MIB
 WATCH_SLICE_WATCHERS_MAX: Final = 1_000
