@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raftkv.buggify import buggify
 from raftkv.consensus import codec, confchange, quorum, reads
 from raftkv.consensus.core import QUIET, Core
 from raftkv.consensus.progress import Progress, ProgressState
@@ -151,7 +152,8 @@ def _send_append(core: Core, peer: int, progress: Progress, with_entries: bool) 
     previous = progress.next - 1
     try:
         previous_term = core.term if previous >= core.term_start else log.term(previous)
-        entries = log.read(progress.next, core.config.append_bytes_max) if with_entries else ()
+        bytes_max = 1 if buggify("tiny-append") else core.config.append_bytes_max
+        entries = log.read(progress.next, bytes_max) if with_entries else ()
     except LogCompacted:
         _send_snapshot(core, peer, progress)
         return False

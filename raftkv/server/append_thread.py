@@ -6,6 +6,9 @@ be acknowledged ahead of the disk. After a failed write or fsync nothing is know
 state any more (the kernel may have dropped the pages and called them clean), so the thread stops
 for good and the member must end. A full disk is different: nothing was written, and the same
 writes are tried again until there is space.
+
+The work itself is `append_steps`, which has no thread and no clock, so that a simulation can put
+time, and crashes, between its steps.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from queue import SimpleQueue
 
 from raftkv.consensus.types import StorageWrite
@@ -25,6 +29,52 @@ Written = list[tuple[StorageWrite, WriteReceipt]]
 Job = Callable[[Wal], None]
 
 FULL_DISK_RETRY_SECONDS = 0.25
+
+
+class Pause(Enum):
+    """Where `append_steps` stops on its way."""
+
+    SYNC = "sync"
+    """Everything is written, nothing of it is durable; going on syncs."""
+    FULL = "full"
+    """The disk is full; going on tries the same write again."""
+
+
+def append_steps(wal: Wal, items: Sequence[StorageWrite | Job]) -> Iterator[Pause | Written]:
+    """Carry out writes and jobs in order. Yields writes, with their receipts, once all of them
+    that came before the next job are durable, and the pauses between.
+
+    Raises what the log raises; it can not be used any more then.
+    """
+    written: Written = []
+    for item in items:
+        if not isinstance(item, StorageWrite):
+            yield from _made_durable(wal, written)
+            written = []
+        while not _done(wal, item, written):
+            yield Pause.FULL
+    yield from _made_durable(wal, written)
+
+
+def _made_durable(wal: Wal, written: Written) -> Iterator[Pause | Written]:
+    if any(write.must_sync for write, _ in written):
+        yield Pause.SYNC
+        wal.sync()
+    if written:
+        yield written
+
+
+def _done(wal: Wal, item: StorageWrite | Job, written: Written) -> bool:
+    """Whether there was space for it."""
+    try:
+        if isinstance(item, StorageWrite):
+            receipt = wal.write(item.entries, item.hard_state, item.snapshot)
+            written.append((item, receipt))
+        else:
+            item(wal)
+    except DiskFullError:
+        return False
+    return True
 
 
 class AppendThread:
@@ -77,57 +127,33 @@ class AppendThread:
             while not queue.empty():
                 taken.append(queue.get())
             try:
-                self._work([item for item in taken if item is not None])
-                if None in taken:
+                done = self._work([item for item in taken if item is not None])
+                if not done or None in taken:
                     self._wal.close()
                     return
             except BaseException as error:
                 self._tell(self._on_failed, error)
                 return
 
-    def _work(self, items: list[StorageWrite | Job]) -> None:
-        writes: list[StorageWrite] = []
-        for item in items:
-            if isinstance(item, StorageWrite):
-                writes.append(item)
-            else:
-                self._write(writes)
-                writes = []
-                item(self._wal)
-        self._write(writes)
-
-    def _write(self, writes: list[StorageWrite]) -> None:
-        if not writes:
-            return
-        wal, stats = self._wal, self._stats
-        written: Written = []
-        must_sync = False
-        for write in writes:
-            receipt = self._write_when_space(write)
-            if receipt is None:
-                return
-            written.append((write, receipt))
-            must_sync = must_sync or write.must_sync
-        if must_sync:
-            started = time.perf_counter()
-            wal.sync()
-            stats.wal_fsync_seconds += time.perf_counter() - started
-            stats.wal_fsyncs += 1
-        self._tell(self._on_written, written)
-
-    def _write_when_space(self, write: StorageWrite) -> WriteReceipt | None:
-        """Put one write into the log, waiting for space; None: closing, so nobody waits for it."""
-        while True:
-            try:
-                receipt = self._wal.write(write.entries, write.hard_state, write.snapshot)
-            except DiskFullError:
-                if self._closing.is_set():
-                    return None
+    def _work(self, items: list[StorageWrite | Job]) -> bool:
+        """Whether all was done; False: closing, so nobody waits for the rest."""
+        sync_began: float | None = None
+        for step in append_steps(self._wal, items):
+            if step is Pause.FULL:
                 self._tell_full(True)
-                self._closing.wait(FULL_DISK_RETRY_SECONDS)
-            else:
-                self._tell_full(False)
-                return receipt
+                if self._closing.wait(FULL_DISK_RETRY_SECONDS):
+                    return False
+                continue
+            self._tell_full(False)
+            if step is Pause.SYNC:
+                sync_began = time.perf_counter()
+                continue
+            if sync_began is not None:
+                self._stats.wal_fsync_seconds += time.perf_counter() - sync_began
+                self._stats.wal_fsyncs += 1
+                sync_began = None
+            self._tell(self._on_written, step)
+        return True
 
     def _tell_full(self, full: bool) -> None:
         if full is not self._full:

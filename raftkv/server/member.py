@@ -35,33 +35,26 @@ from raftkv.errors import (
     OutcomeUnknown,
     RaftkvError,
 )
-from raftkv.limits import WATCH_PROGRESS_SECONDS
-from raftkv.machine import commands
+from raftkv.machine.commands import AlarmKind, Command
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
 from raftkv.server.transport import Transport
+from raftkv.server.upkeep import (
+    COMPACT_PAUSE_SECONDS,
+    HOUSEKEEPING_SECONDS,
+    Upkeep,
+    UpkeepSettings,
+)
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
 from raftkv.storage.snapshots import SnapshotInfo
-from raftkv.storage.wal import Wal
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_MS = 5_000
 """How long a request may be without an outcome before it is called unknown."""
-STALL_MS_MIN = 500
-"""A tick that comes this much too late means that the process stood still."""
-HOUSEKEEPING_SECONDS = 1.0
-COMPACT_ROWS_PER_SLICE = 500
-COMPACT_PAUSE_SECONDS = 0.002
-NO_SPACE_CLEARED_AT = 0.95
-"""A space alarm clears itself once this share of the quota is used, or less."""
-SNAPSHOT_SHARE = 4
-"""A snapshot is due when the log since the last one is more than this part of the data. A write
-takes about two and a half times its log bytes in the tables, so snapshots come at a growing
-distance: each costs about what was written since the one before."""
 
 
 def now_ms() -> int:
@@ -89,10 +82,7 @@ class Member:
         self._loop = loop
         self._started_at = time.monotonic()
         self._stopping = False
-        self._disk_full = False
         self._tick_ms = config.heartbeat_interval
-        self._last_tick_ms = now_ms()
-        self._next_progress = time.monotonic() + WATCH_PROGRESS_SECONDS
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._snapshotting: asyncio.Task[Any] | None = None
@@ -100,8 +90,6 @@ class Member:
         self._copies = 0
         """Snapshots of this member's own in the making; tables are not replaced meanwhile."""
         self._compacting = False
-        self._announcing = False
-        self._alarming = False
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
         self._append = AppendThread(
             opened.wal,
@@ -135,6 +123,19 @@ class Member:
             watches_max=config.max_watchers,
         )
         self.node = node
+        self._upkeep = Upkeep(
+            UpkeepSettings(
+                name=config.name,
+                client_urls=tuple(config.advertised_client_urls),
+                tick_ms=self._tick_ms,
+                quota_bytes=config.quota_backend_bytes,
+                snapshot_log_bytes=config.snapshot_log_bytes,
+                snapshot_catchup_entries=config.snapshot_catchup_entries,
+            ),
+            self.replica,
+            opened,
+            now_ms(),
+        )
         self.transport = Transport(
             member_id=self.member_id,
             cluster_id=self.cluster_id,
@@ -206,7 +207,7 @@ class Member:
         """See `Store.stamp`."""
         return self.machine.revision, self.node.term, self.member_id
 
-    def propose(self, command: commands.Command, done: Done) -> None:
+    def propose(self, command: Command, done: Done) -> None:
         """See `Store.propose`."""
         self.replica.propose(command, done)
 
@@ -253,11 +254,11 @@ class Member:
             "db_used_bytes": opened.backend.used_bytes(),
             "quota_bytes": self.config.quota_backend_bytes,
             "wal_bytes": opened.wal.disk_bytes,
-            "snapshot_index": self._snapshot_index(),
+            "snapshot_index": self._upkeep.snapshot_index,
             "pending": self.replica.pending.commands,
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "alarms": [
-                {"alarm": commands.AlarmKind(kind).name.lower(), "member_id": f"{member:016x}"}
+                {"alarm": AlarmKind(kind).name.lower(), "member_id": f"{member:016x}"}
                 for kind, member in sorted(machine.alarms)
             ],
             "healthy": not problems,
@@ -273,7 +274,7 @@ class Member:
             problems["no_leader"] = "no leader is known"
         if self.replica.corrupt:
             problems["corrupt"] = "this member's state differs from the others'"
-        if any(kind == commands.AlarmKind.NOSPACE for kind, _ in self.machine.alarms):
+        if any(kind == AlarmKind.NOSPACE for kind, _ in self.machine.alarms):
             problems["no_space"] = "a member is out of space: only deletes and compaction pass"
         if self.node.is_learner:
             problems["learner"] = "this member is a learner"
@@ -444,8 +445,8 @@ class Member:
                     "leader": f"{leader:016x}" if leader != NO_MEMBER else "none",
                 },
             )
-            self._announce()
-        if self._snapshotting is None and not self._installing and self._snapshot_due():
+            self._upkeep.announce()
+        if self._snapshotting is None and not self._installing and self._upkeep.snapshot_due():
             self._snapshotting = self._spawn(self._snapshot_and_compact())
         if self.machine.compaction_pending and not self._compacting:
             self._compacting = True
@@ -503,7 +504,7 @@ class Member:
             log.error("the disk of the log is full: no write is acknowledged until there is space")
         else:
             log.info("the disk of the log has space again")
-        self._disk_full = full
+        self._upkeep.log_disk_full = full
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -511,72 +512,22 @@ class Member:
         self._timers[name] = self._loop.call_later(seconds, callback)
 
     def _tick(self) -> None:
-        at = now_ms()
-        late = at - self._last_tick_ms - self._tick_ms
-        self._last_tick_ms = at
         self._timer("tick", self._tick_ms / 1000, self._tick)
         try:
-            self._watch_space()
-            self.replica.tick(at, late if late >= STALL_MS_MIN else 0)
+            self._upkeep.tick(now_ms())
         except Exception as error:
             self._crashed(error)
 
     def _housekeeping(self) -> None:
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
-        self.replica.share_hash()
-        self._announce()
-        if time.monotonic() >= self._next_progress:
-            self._next_progress = time.monotonic() + WATCH_PROGRESS_SECONDS
-            self.replica.hub.mark_progress()
+        self._upkeep.housekeeping(now_ms())
         self.wake()
-
-    def _announce(self) -> None:
-        """Tell the cluster this member's name and client addresses, once they differ."""
-        if self._announcing or self.node.leader == NO_MEMBER:
-            return
-        own = next((i for i in self.machine.members() if i.member_id == self.member_id), None)
-        urls = tuple(self.config.advertised_client_urls)
-        if own is None or (own.name == self.config.name and tuple(own.client_urls) == urls):
-            return
-        self._announcing = True
-
-        def done(result: Any) -> None:
-            self._announcing = False
-
-        self.propose(
-            commands.member_update(self.member_id, name=self.config.name, client_urls=urls), done
-        )
-
-    def _watch_space(self) -> None:
-        """Raise or clear this member's space alarm, with the log's reserve still there."""
-        used, quota = self._opened.backend.used_bytes(), self.config.quota_backend_bytes
-        disk_full = self._disk_full or self._opened.wal.disk_full is not None
-        alarmed = (commands.AlarmKind.NOSPACE, self.member_id) in self.machine.alarms
-        if self.node.leader == NO_MEMBER or self._alarming:
-            return
-        if (disk_full or used > quota) and not alarmed:
-            log.warning(
-                "out of space: only deletes and compaction pass",
-                extra={"used_bytes": used, "quota_bytes": quota, "disk_full": disk_full},
-            )
-            self._propose_alarm(True)
-        elif alarmed and not disk_full and used <= quota * NO_SPACE_CLEARED_AT:
-            log.info("there is space again", extra={"used_bytes": used, "quota_bytes": quota})
-            self._propose_alarm(False)
-
-    def _propose_alarm(self, on: bool) -> None:
-        self._alarming = True
-
-        def done(result: Any) -> None:
-            self._alarming = False
-
-        self.propose(commands.alarm(commands.AlarmKind.NOSPACE, self.member_id, on), done)
 
     def _compact_slice(self) -> None:
         if self._stopping or self.ended.done():
             return
         try:
-            more = self.machine.compact_step(COMPACT_ROWS_PER_SLICE)
+            more = self._upkeep.compact_slice()
         except Exception as error:
             self._crashed(error)
             return
@@ -586,16 +537,6 @@ class Member:
             self._compacting = False
 
     # -- snapshots -------------------------------------------------------------------------------
-
-    def _snapshot_index(self) -> int:
-        info = self._opened.snapshots.latest()
-        return info.meta.index if info is not None else 0
-
-    def _snapshot_due(self) -> bool:
-        log_bytes = self._opened.log.bytes_since(self._snapshot_index())
-        if log_bytes <= self.config.snapshot_log_bytes:
-            return False
-        return log_bytes * SNAPSHOT_SHARE > self._opened.backend.used_bytes()
 
     async def _snapshot_and_compact(self) -> None:
         try:
@@ -616,20 +557,7 @@ class Member:
             info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
         finally:
             self._copies -= 1
-        self.stats.snapshots_taken += 1
-        meta = info.meta
-        opened.log.snapshot_ready(meta)
-        keep_from = max(0, meta.index - self.config.snapshot_catchup_entries)
-        if keep_from > opened.log.first_index():
-            opened.log.compact(keep_from)
-
-        def release(wal: Wal) -> None:
-            wal.mark_snapshot(meta)
-            wal.sync()
-            wal.release(keep_from)
-
-        self._append.run(release)
-        log.info("took a snapshot", extra={"index": meta.index})
+        self._append.run(self._upkeep.snapshot_made(info))
         return info
 
     async def _chunks(self, info: SnapshotInfo) -> AsyncIterator[bytes]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 
+from raftkv.buggify import buggify
 from raftkv.consensus.codec import decode_change, encode_conf
 from raftkv.consensus.types import (
     NO_MEMBER,
@@ -277,7 +278,8 @@ class Replica:
         self._apply_blocked = False
         self.node.tick()
         self.stats.proposals_failed += self.pending.expire(now_ms)
-        self.reads.expire(now_ms, ROUND_ABANDON_MS, read_timed_out())
+        abandon_ms = 0 if buggify("abandon-read-round") else ROUND_ABANDON_MS
+        self.reads.expire(now_ms, abandon_ms, read_timed_out())
         self._leases.tick(now_ms)
         self._wake()
 
@@ -342,7 +344,7 @@ class Replica:
             ready = node.ready()
             node.advance(ready)
             self._take(ready)
-        if self._can_apply():
+        if self._can_apply() and not buggify("slow-apply"):
             self._apply_committed()
         for done, answer in self._take_answers():
             done(answer)
@@ -389,6 +391,8 @@ class Replica:
         count = len(gathered)
         if count > BATCH_COMMANDS_MAX or self._gathered_bytes > BATCH_COMMAND_BYTES_MAX:
             count = self._fitting()
+        if buggify("tiny-batch"):
+            count = 1
         if count == len(gathered):
             self._commands, self._dones, self._gathered_bytes = [], [], 0
         else:
@@ -615,6 +619,8 @@ class Replica:
             batch.append((entry.index, entry.term, entry.data))
             size += len(entry.data)
             if len(batch) >= APPLY_ENTRIES_PER_TURN or size >= APPLY_BYTES_PER_TURN:
+                break
+            if buggify("tiny-apply"):
                 break
         try:
             applied_entries = self.machine.apply(batch)

@@ -74,13 +74,14 @@ class MemoryReader:
 class MemoryWriter(MemoryReader):
     """Writes at once and remembers how to undo it."""
 
-    __slots__ = ("_undo",)
+    __slots__ = ("_undo", "_used_before")
 
     def __enter__(self) -> MemoryWriter:
         check(not self._backend._views, "views are closed before a write begins")
         self._backend._lock.acquire()
         self._backend._views += 1
         self._undo: list[tuple[int, bytes, bytes | None]] = []
+        self._used_before = self._backend._used_bytes
         return self
 
     def __exit__(
@@ -95,6 +96,7 @@ class MemoryWriter(MemoryReader):
                     self._tables[table].pop(key, None)
                 else:
                     self._tables[table][key] = value
+            self._backend._used_bytes = self._used_before
         self._undo = []
         self._backend._views -= 1
         self._backend._lock.release()
@@ -103,9 +105,12 @@ class MemoryWriter(MemoryReader):
         """See `Writer.put`."""
         check(0 < len(key) <= KEY_MAX, "a key has a length that fits", bytes=len(key))
         rows = self._tables[table]
-        self._undo.append((table, key, rows.get(key)))
+        old = rows.get(key)
+        self._undo.append((table, key, old))
         rows[key] = value
-        self._backend._changes[table] += 1
+        backend = self._backend
+        backend._used_bytes += len(value) + (len(key) if old is None else -len(old))
+        backend._changes[table] += 1
 
     def append(self, table: int, key: bytes, value: bytes) -> None:
         """See `Writer.append`."""
@@ -117,6 +122,7 @@ class MemoryWriter(MemoryReader):
         if old is None:
             return False
         self._undo.append((table, key, old))
+        self._backend._used_bytes -= len(key) + len(old)
         self._backend._changes[table] += 1
         return True
 
@@ -161,6 +167,7 @@ class MemoryBackend:
         self._lock = threading.Lock()
         self.disk_full: StorageError | None = None
         self._staged: list[Any] | None = None
+        self._used_bytes = 0
 
     def read(self) -> MemoryReader:
         """See `Backend.read`."""
@@ -210,11 +217,12 @@ class MemoryBackend:
         check(self._staged is not None, "an image is staged before it is installed")
         with self._lock:
             self._tables[:] = self._staged or []
+            self._used_bytes = _size(self._tables)
         self._staged = None
 
     def used_bytes(self) -> int:
-        """See `Backend.used_bytes`. Counts every row: for small tables only."""
-        return sum(len(key) + len(value) for rows in self._tables for key, value in rows.items())
+        """See `Backend.used_bytes`. Keys and values only."""
+        return self._used_bytes
 
     def file_bytes(self) -> int:
         """See `Backend.file_bytes`."""
@@ -225,3 +233,7 @@ class MemoryBackend:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _size(tables: list[Any]) -> int:
+    return sum(len(key) + len(value) for rows in tables for key, value in rows.items())

@@ -19,6 +19,7 @@ from typing import Final
 
 import google_crc32c
 
+from raftkv.buggify import buggify
 from raftkv.consensus.types import Entry, HardState, SnapshotMeta
 from raftkv.errors import CorruptionError, DiskFullError, StorageError, check
 from raftkv.limits import WAL_RECORD_BYTES_MAX, WAL_SEGMENT_BYTES
@@ -272,7 +273,8 @@ class Wal:
             data_at = FRAME.size + len(rows) * ROW.size + len(meta)
             length = data_at + sum([len(entry.data) for entry in group]) + 7 & ~7
             at = self._offset + batch.size
-            if at + length > self._segment_bytes and at > HEADER_BYTES:
+            full = at + length > self._segment_bytes or buggify("early-segment")
+            if full and at > HEADER_BYTES:
                 self._flush(batch)
                 self._next_segment()
                 at = self._offset

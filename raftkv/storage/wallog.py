@@ -8,6 +8,7 @@ from typing import Final
 
 import google_crc32c
 
+from raftkv.buggify import buggify
 from raftkv.consensus.types import (
     ConfState,
     Entry,
@@ -163,8 +164,9 @@ class WalLog:
             size += length
         self._cache += entries
         self._cache_bytes += size
-        if self._cache_bytes > self._cache_bytes_max:
-            self._trim_cache()
+        bytes_max = 0 if buggify("cold-cache") else self._cache_bytes_max
+        if self._cache_bytes > bytes_max:
+            self._trim_cache(bytes_max)
 
     def compact(self, index: int) -> None:
         """Forget entries <= `index`, which the newest snapshot covers. Before `Wal.release`."""
@@ -304,9 +306,9 @@ class WalLog:
         self._cache_bytes -= sum([len(entry.data) for entry in self._cache[keep:]])
         del self._cache[keep:]
 
-    def _trim_cache(self) -> None:
+    def _trim_cache(self, bytes_max: int) -> None:
         """Drop the oldest eighth at least, so that trimming is rare."""
-        goal = self._cache_bytes_max - self._cache_bytes_max // 8
+        goal = bytes_max - bytes_max // 8
         count = 0
         for entry in self._cache:
             if self._cache_bytes <= goal:

@@ -1,0 +1,172 @@
+"""What a member does of its own accord: ticks, its space alarm, its name, snapshots, compaction.
+
+No clock, thread or socket: the shell around it (`raftkv.server.member`, or a simulation) calls at
+the right times and runs what takes long. So a simulated member decides as a real one does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raftkv.buggify import buggify
+from raftkv.consensus.types import NO_MEMBER
+from raftkv.limits import WATCH_PROGRESS_SECONDS
+from raftkv.machine import commands
+
+if TYPE_CHECKING:
+    from raftkv.server.opening import Opened
+    from raftkv.server.replica import Replica
+    from raftkv.storage.snapshots import SnapshotInfo
+    from raftkv.storage.wal import Wal
+
+log = logging.getLogger(__name__)
+
+STALL_MS_MIN = 500
+"""A tick that comes this much too late means that the process stood still."""
+HOUSEKEEPING_SECONDS = 1.0
+COMPACT_ROWS_PER_SLICE = 500
+COMPACT_PAUSE_SECONDS = 0.002
+NO_SPACE_CLEARED_AT = 0.95
+"""A space alarm clears itself once this share of the quota is used, or less."""
+SNAPSHOT_SHARE = 4
+"""A snapshot is due when the log since the last one is more than this part of the data. A write
+takes about two and a half times its log bytes in the tables, so snapshots come at a growing
+distance: each costs about what was written since the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepSettings:
+    """What of a member's configuration matters here."""
+
+    name: str
+    client_urls: tuple[str, ...]
+    tick_ms: int
+    quota_bytes: int
+    snapshot_log_bytes: int
+    """No snapshot before the log since the last one is larger than this."""
+    snapshot_catchup_entries: int
+    """Entries that a snapshot leaves in the log, for followers that are a little behind."""
+
+
+class Upkeep:
+    """See the module. Everything is called on the loop that owns the member."""
+
+    def __init__(
+        self, settings: UpkeepSettings, replica: Replica, opened: Opened, now_ms: int
+    ) -> None:
+        self._settings = settings
+        self._replica = replica
+        self._opened = opened
+        self._last_tick_ms = now_ms
+        self._next_progress_ms = now_ms + int(WATCH_PROGRESS_SECONDS * 1000)
+        self._announcing = False
+        self._alarming = False
+        self.log_disk_full = False
+        """The log waits for space on its disk: told by whoever writes it."""
+
+    def tick(self, now_ms: int) -> None:
+        """One tick of the clock passed; `now_ms` tells how late it comes."""
+        late_ms = now_ms - self._last_tick_ms - self._settings.tick_ms
+        self._last_tick_ms = now_ms
+        self._watch_space()
+        self._replica.tick(now_ms, late_ms if late_ms >= STALL_MS_MIN else 0)
+
+    def housekeeping(self, now_ms: int) -> None:
+        """To be called every HOUSEKEEPING_SECONDS."""
+        self._replica.share_hash()
+        self.announce()
+        if now_ms >= self._next_progress_ms:
+            self._next_progress_ms = now_ms + int(WATCH_PROGRESS_SECONDS * 1000)
+            self._replica.hub.mark_progress()
+
+    def announce(self) -> None:
+        """Tell the cluster this member's name and client addresses, once they differ."""
+        if self._announcing or self._replica.node.leader == NO_MEMBER:
+            return
+        settings, member_id = self._settings, self._replica.member_id
+        members = self._opened.machine.members()
+        own = next((info for info in members if info.member_id == member_id), None)
+        urls = settings.client_urls
+        if own is None or (own.name == settings.name and tuple(own.client_urls) == urls):
+            return
+        self._announcing = True
+
+        def done(result: Any) -> None:
+            self._announcing = False
+
+        self._replica.propose(
+            commands.member_update(member_id, name=settings.name, client_urls=urls), done
+        )
+
+    # -- space -----------------------------------------------------------------------------------
+
+    def _watch_space(self) -> None:
+        """Raise or clear this member's space alarm, with the log's reserve still there."""
+        machine, replica, quota = self._opened.machine, self._replica, self._settings.quota_bytes
+        used = self._opened.backend.used_bytes()
+        disk_full = self.log_disk_full or self._opened.wal.disk_full is not None
+        alarmed = (commands.AlarmKind.NOSPACE, replica.member_id) in machine.alarms
+        if replica.node.leader == NO_MEMBER or self._alarming:
+            return
+        if (disk_full or used > quota) and not alarmed:
+            log.warning(
+                "out of space: only deletes and compaction pass",
+                extra={"used_bytes": used, "quota_bytes": quota, "disk_full": disk_full},
+            )
+            self._propose_alarm(True)
+        elif alarmed and not disk_full and used <= quota * NO_SPACE_CLEARED_AT:
+            log.info("there is space again", extra={"used_bytes": used, "quota_bytes": quota})
+            self._propose_alarm(False)
+
+    def _propose_alarm(self, on: bool) -> None:
+        self._alarming = True
+
+        def done(result: Any) -> None:
+            self._alarming = False
+
+        self._replica.propose(
+            commands.alarm(commands.AlarmKind.NOSPACE, self._replica.member_id, on), done
+        )
+
+    # -- history ---------------------------------------------------------------------------------
+
+    def compact_slice(self) -> bool:
+        """Remove a little of what compaction made unreachable; whether more remains."""
+        rows = 1 if buggify("one-row-compaction") else COMPACT_ROWS_PER_SLICE
+        return self._opened.machine.compact_step(rows)
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    @property
+    def snapshot_index(self) -> int:
+        """Index of the newest snapshot; 0 for none."""
+        info = self._opened.snapshots.latest()
+        return info.meta.index if info is not None else 0
+
+    def snapshot_due(self) -> bool:
+        """Whether it is time for a snapshot of this member's own."""
+        log_bytes = self._opened.log.bytes_since(self.snapshot_index)
+        if log_bytes <= self._settings.snapshot_log_bytes:
+            return log_bytes > 0 and buggify("early-snapshot")
+        return log_bytes * SNAPSHOT_SHARE > self._opened.backend.used_bytes()
+
+    def snapshot_made(self, info: SnapshotInfo) -> Callable[[Wal], None]:
+        """A snapshot is durable: let go of the old log. The result is for the log's writer."""
+        meta, opened = info.meta, self._opened
+        self._replica.stats.snapshots_taken += 1
+        opened.log.snapshot_ready(meta)
+        kept = 0 if buggify("no-log-kept") else self._settings.snapshot_catchup_entries
+        keep_from = max(0, meta.index - kept)
+        if keep_from > opened.log.first_index():
+            opened.log.compact(keep_from)
+
+        def release(wal: Wal) -> None:
+            wal.mark_snapshot(meta)
+            wal.sync()
+            wal.release(keep_from)
+
+        log.info("took a snapshot", extra={"index": meta.index})
+        return release
