@@ -247,7 +247,11 @@ class RaftNode:
         election.campaign(self._core)
 
     def step(self, message: Message) -> None:
-        """Take a message of a peer, or a reply that this member addressed to itself."""
+        """Take a message of a peer, or a reply that this member addressed to itself.
+
+        Messages may be lost, repeated and reordered, except that the shell hands each PROPOSE
+        over once: a second copy would be another proposal.
+        """
         core = self._core
         kind = message.kind
         if kind is _PERSISTED:

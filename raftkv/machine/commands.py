@@ -118,6 +118,8 @@ COUNT_ONLY: Final = 2
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _STAMP: Final = struct.Struct(">Q")
+_HEAD_BYTES_MAX: Final = 1 + 3 * 9
+"""The head of an array and three integers, as msgpack packs the greatest."""
 _INT64_MAX: Final = 2**63 - 1
 _INT64_MIN: Final = -(2**63)
 
@@ -432,6 +434,20 @@ def encode_batch(origin: int, boot: int, sequence: int, commands: Sequence[Comma
 def stamp_batch(data: bytes, now_ms: int) -> bytes:
     """The same batch with the leader's wall clock, which becomes the machine's."""
     return _STAMP.pack(now_ms) + data[8:]
+
+
+def batch_head(data: bytes) -> tuple[int, int, int]:
+    """(origin, boot, sequence) of a batch, without decoding it. Raises CorruptionError."""
+    unpacker = msgpack.Unpacker(max_buffer_size=_HEAD_BYTES_MAX)
+    unpacker.feed(data[8 : 8 + _HEAD_BYTES_MAX])
+    try:
+        unpacker.read_array_header()
+        head = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise CorruptionError(f"not a batch of commands: {error}") from error
+    if any(type(number) is not int for number in head):
+        raise CorruptionError("a batch does not name its origin")
+    return head
 
 
 def decode_batch(data: bytes) -> Batch:

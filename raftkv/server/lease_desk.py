@@ -17,6 +17,7 @@ from raftkv.limits import LEASE_REVOKES_PER_BATCH
 from raftkv.machine import commands
 from raftkv.server.lessor import Lessor
 from raftkv.server.read_queue import ReadQueue
+from raftkv.server.repeats import Repeats
 from raftkv.server.shell_frames import ShellFrame
 from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
 
@@ -34,6 +35,7 @@ class LeaseDesk:
 
     def __init__(
         self,
+        boot: int,
         node: RaftNode,
         reads: ReadQueue,
         surroundings: Surroundings,
@@ -42,6 +44,7 @@ class LeaseDesk:
         request_timeout_ms: int,
     ) -> None:
         self.lessor = Lessor()
+        self._boot = boot
         self._node = node
         self._reads = reads
         self._around = surroundings
@@ -53,6 +56,7 @@ class LeaseDesk:
         self._asked: dict[int, tuple[int, Done]] = {}
         """Questions at the leader: (deadline, who waits), oldest first."""
         self._next_question = 1
+        self._repeats = Repeats()
 
     # For doors, by way of the replica
 
@@ -124,15 +128,16 @@ class LeaseDesk:
         """A peer's question or answer; False when the frame is about something else."""
         if kind == ShellFrame.KEEP_ALIVE:
             question, leases = fields
-            if self._may_answer(peer, question, refusing):
+            # Late, a second copy would renew what its holder has let go of since.
+            if self._may_answer(peer, question, refusing) and self._first(peer, question):
                 self._renew(leases, lambda answer: self._reply(peer, question, _wire(answer)))
         elif kind == ShellFrame.LEASE_TIME:
             question, lease = fields
             if self._may_answer(peer, question, refusing):
                 self._tell_time(lease, lambda answer: self._reply(peer, question, _wire(answer)))
         elif kind == ShellFrame.ANSWER:
-            question, answer = fields
-            asked = self._asked.pop(question, None)
+            (boot, number), answer = fields
+            asked = self._asked.pop(number, None) if boot == self._boot else None
             if asked is not None:
                 asked[1](answer)
         else:
@@ -201,26 +206,31 @@ class LeaseDesk:
 
             self._propose(commands.lease_expire(expired, self._node.term), done)
 
-    def _may_answer(self, peer: int, question: int, refusing: Refused | None) -> bool:
+    def _first(self, peer: int, question: list[int]) -> bool:
+        boot, number = question
+        self._repeats.begin(self._node.term)
+        return self._repeats.first(peer, boot, number)
+
+    def _may_answer(self, peer: int, question: list[int], refusing: Refused | None) -> bool:
         if self._node.role is Role.LEADER and refusing is None:
             return True
         self._reply(peer, question, "this member does not lead")
         return False
 
-    def _reply(self, peer: int, question: int, answer: Any) -> None:
+    def _reply(self, peer: int, question: list[int], answer: Any) -> None:
         self._around.send_frame(peer, ShellFrame.ANSWER, msgpack.packb([question, answer]))
 
     # As follower
 
     def _ask(self, kind: int, body: Any, done: Done) -> None:
         leader = self._node.leader
-        question = self._next_question
+        number = self._next_question
         self._next_question += 1
-        payload = msgpack.packb([question, body])
+        payload = msgpack.packb([[self._boot, number], body])
         if leader == NO_MEMBER or not self._around.send_frame(leader, kind, payload):
             done(NoLeader("no leader is known or reachable; try again shortly"))
             return
-        self._asked[question] = (self._around.now_ms() + self._request_timeout_ms, done)
+        self._asked[number] = (self._around.now_ms() + self._request_timeout_ms, done)
 
     def _ask_time(self, lease: int, done: Done) -> None:
         def answered(answer: Any) -> None:

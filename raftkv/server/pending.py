@@ -128,6 +128,8 @@ class Pending:
 
     def jumped(self, index: int) -> None:
         """The machine was replaced by a snapshot up to `index`: those outcomes are not seen."""
+        # What was forwarded may be among them; that a later term begins proves nothing any more.
+        self._forwarded.clear()
         self._fail_where(
             lambda batch: 0 < batch.index <= index,
             OutcomeUnknown("this member was overtaken by a snapshot before it saw the outcome"),

@@ -66,6 +66,7 @@ from raftkv.server.membership import (
 )
 from raftkv.server.pending import Pending
 from raftkv.server.read_queue import ReadQueue, read_timed_out
+from raftkv.server.repeats import Repeats
 from raftkv.server.shell_frames import ShellFrame
 from raftkv.server.store import Done, StoreStats
 from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
@@ -146,8 +147,9 @@ class Replica:
         self.hub = WatchHub(machine, wake=self._wake, watches_max=watches_max)
         self.pending = Pending()
         self.reads = ReadQueue(boot)
+        self._repeats = Repeats()
         self._leases = LeaseDesk(
-            node, self.reads, surroundings, stats, self.propose, request_timeout_ms
+            boot, node, self.reads, surroundings, stats, self.propose, request_timeout_ms
         )
         self.lessor = self._leases.lessor
         self.hashes = HashChecks(member_id)
@@ -424,11 +426,19 @@ class Replica:
         return min(len(self._commands), BATCH_COMMANDS_MAX)
 
     def _take_forwarded(self, message: Message) -> None:
-        """Proposals of a follower. The leader stamps them, as it does its own."""
+        """Proposals of a follower, once each. The leader stamps them, as it does its own."""
         entries = []
         now_ms = self._around.wall_ms()
         leading = self.node.role is Role.LEADER and message.term == self.node.term
+        if leading:
+            self._repeats.begin(message.term)
+        elif message.term != self._repeats.term:
+            # An earlier run of this member may have taken a copy on, so it is not for this one to
+            # say that it was refused. The log will tell.
+            return
         for entry in message.entries:
+            if not self._repeats.first(*_identity(entry)):
+                continue
             if entry.kind is EntryKind.BATCH:
                 data = commands.stamp_batch(entry.data, now_ms) if leading else entry.data
                 entries.append(Entry(0, 0, entry.kind, data))
@@ -452,12 +462,7 @@ class Replica:
 
     def _tell_refused(self, entry: Entry, reason: str) -> None:
         """Tell whoever proposed `entry` that it will not happen."""
-        if entry.kind is EntryKind.CONFIG:
-            origin, boot, sequence, _ = read_context(decode_change(entry.data).context)
-            if not origin:
-                return
-        else:
-            _, origin, boot, sequence, _ = commands.decode_batch(entry.data)
+        origin, boot, sequence = _identity(entry)
         if origin == self.member_id:
             if boot == self.boot:
                 self.pending.refuse(sequence, _refusal(reason))
@@ -671,6 +676,13 @@ class Replica:
         self._around.members_changed()
         self._applied_up_to(meta.index)
         self._wake()
+
+
+def _identity(entry: Entry) -> tuple[int, int, int]:
+    """(origin, boot, sequence) of a proposal."""
+    if entry.kind is EntryKind.BATCH:
+        return commands.batch_head(entry.data)
+    return read_context(decode_change(entry.data).context)[:3]
 
 
 def _refusal(reason: str) -> Refused:

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ShellFrame(IntEnum):
-    """Payloads are msgpack arrays."""
+    """Payloads are msgpack arrays. A question is [boot of the asker, number]."""
 
     PROPOSAL_REFUSED = 32
     """[boot, sequence, reason]: the leader did not take a forwarded batch on."""

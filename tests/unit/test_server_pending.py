@@ -82,6 +82,18 @@ def test_a_jump_by_snapshot_makes_covered_batches_unknown() -> None:
     assert told_beyond == []
 
 
+def test_after_a_jump_by_snapshot_a_later_term_refuses_nothing_forwarded_before() -> None:
+    """The snapshot may hold what it did; only its time-out ends the wait."""
+    pending = Pending()
+    told, dones = waiters(1)
+    pending.forwarded(pending.register(dones, 100), term=3)
+    pending.jumped(50)
+    pending.committed(51, term=4)
+    assert told == []
+    pending.expire(100)
+    assert type(told[0]) is OutcomeUnknown
+
+
 def test_closing_leaves_nobody_waiting() -> None:
     pending = Pending()
     told, dones = waiters(4)
