@@ -135,6 +135,11 @@ class RaftNode:
         return self._core.term
 
     @property
+    def vote(self) -> int:
+        """Whom this member voted for in its term; NO_MEMBER: nobody."""
+        return self._core.vote
+
+    @property
     def commit_index(self) -> int:
         """Greatest index known to be committed."""
         return self._core.log.committed

@@ -1,0 +1,131 @@
+"""A simulated cluster: members, the network between them, and what must hold over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftkv.consensus.types import ChangeKind, ConfigChange
+from raftkv.errors import RaftkvError, check
+from raftkv.server.bootstrap import Founding, FoundingMember
+from raftkv.simulation.invariants import Invariants
+from raftkv.simulation.member import MemberSettings, SimMember
+from raftkv.simulation.network import SimNetwork
+from raftkv.simulation.world import SECOND_US, World
+
+CLUSTER_ID = 0xC1
+RESTART_US_MAX = 2 * SECOND_US
+
+
+class SimCluster:
+    """`size` founding members, with ids 1 to `size`; later ones are made by `add_member`.
+
+    A member whose process ends by itself is started again after a while, as a service manager
+    does. `settings` makes the settings of each member, by its id.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        size: int,
+        *,
+        settings: Callable[[int], MemberSettings] = lambda member_id: MemberSettings(),
+    ) -> None:
+        self.world = world
+        self.network = SimNetwork(world)
+        self.invariants = Invariants(self)
+        self.members: dict[int, SimMember] = {}
+        self.restarting = True
+        """Whether processes that ended by themselves are started again."""
+        self._settings = settings
+        founders = tuple(
+            FoundingMember(number, f"n{number}", (f"sim://n{number}",))
+            for number in range(1, size + 1)
+        )
+        self._founding = Founding(CLUSTER_ID, 1, founders)
+        for founder in founders:
+            self._make(founder.member_id, founder=True)
+
+    def _make(self, member_id: int, *, founder: bool) -> SimMember:
+        member = self.members[member_id] = SimMember(
+            self,
+            member_id,
+            f"n{member_id}",
+            self._founding,
+            founder=founder,
+            settings=self._settings(member_id),
+        )
+        return member
+
+    def start(self) -> None:
+        """Start every member that is down."""
+        for member in self.members.values():
+            if not member.up and not member.gone:
+                member.start()
+
+    def up(self) -> list[SimMember]:
+        """Members whose process runs."""
+        return [member for member in self.members.values() if member.up]
+
+    def leader(self) -> SimMember | None:
+        """Of the members that believe that they lead, the one of the newest term."""
+        leading = [member for member in self.members.values() if member.leads]
+        return max(leading, key=lambda member: member.node.term) if leading else None
+
+    def wait_for_leader(self, seconds: float = 60) -> SimMember:
+        """Let time pass until somebody leads."""
+        until_us = self.world.now_us + int(seconds * SECOND_US)
+        while self.world.now_us < until_us:
+            leader = self.leader()
+            if leader is not None:
+                return leader
+            self.world.run(0.1)
+        raise RaftkvError(f"no leader within {seconds} s of simulated time")
+
+    def died(self, member: SimMember) -> None:
+        """The process of `member` ended by itself."""
+        if self.restarting:
+            delay_us = self.world.random.randrange(RESTART_US_MAX)
+            self.world.after(delay_us, self.restart, member)
+
+    def restart(self, member: SimMember) -> None:
+        """Start `member` unless it runs; try again later if it cannot."""
+        if not member.up and not member.gone and not member.start():
+            self.died(member)
+
+    # -- membership --------------------------------------------------------------------------------
+
+    def add_member(self, through: SimMember, *, learner: bool, done: Callable[[Any], None]) -> int:
+        """Ask for a new member, and start it once it belongs to the cluster; its id."""
+        member_id = max(self.members) + 1
+        kind = ChangeKind.ADD_LEARNER if learner else ChangeKind.ADD_VOTER
+        name = f"n{member_id}"
+        self._make(member_id, founder=False)
+        self.world.note(through.name, f"is asked to add {name}{' as a learner' if learner else ''}")
+
+        def answered(answer: Any) -> None:
+            # Also after an unknown outcome: the newcomer waits to be told, or for nothing.
+            self.restart(self.members[member_id])
+            done(answer)
+
+        through.change_members(
+            ConfigChange(((kind, member_id),)),
+            [member_id, name, [f"sim://{name}"], [], learner],
+            answered,
+        )
+        return member_id
+
+    def promote(self, through: SimMember, member_id: int, done: Callable[[Any], None]) -> None:
+        """Ask for a learner to become a voter."""
+        self.world.note(through.name, f"is asked to promote n{member_id}")
+        through.change_members(
+            ConfigChange(((ChangeKind.ADD_VOTER, member_id),)), [member_id], done
+        )
+
+    def remove_member(
+        self, through: SimMember, member_id: int, done: Callable[[Any], None]
+    ) -> None:
+        """Ask for a member to be removed."""
+        check(member_id in self.members, "only members are removed", member_id=member_id)
+        self.world.note(through.name, f"is asked to remove n{member_id}")
+        through.change_members(ConfigChange(((ChangeKind.REMOVE, member_id),)), [member_id], done)

@@ -1,0 +1,667 @@
+"""One simulated member: the production replica, log, snapshots and upkeep under virtual time."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raftkv.consensus import codec
+from raftkv.consensus.config import RaftConfig
+from raftkv.consensus.node import RaftNode
+from raftkv.consensus.types import (
+    ConfigChange,
+    Message,
+    ProposalDropped,
+    Role,
+    SnapshotMeta,
+    StorageWrite,
+)
+from raftkv.errors import (
+    DiskFullError,
+    NoLeader,
+    OutcomeUnknown,
+    PeerError,
+    RaftkvError,
+    StorageError,
+    check,
+)
+from raftkv.limits import MIB
+from raftkv.machine.commands import Command
+from raftkv.machine.machine import Machine
+from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, append_steps
+from raftkv.server.bootstrap import Founding
+from raftkv.server.opening import Opened, open_files
+from raftkv.server.replica import Replica
+from raftkv.server.store import Done, StoreStats
+from raftkv.server.upkeep import (
+    COMPACT_PAUSE_SECONDS,
+    HOUSEKEEPING_SECONDS,
+    Upkeep,
+    UpkeepSettings,
+)
+from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.simulation.disk import SimDisk
+from raftkv.simulation.tables import SimTables
+from raftkv.simulation.witness import DurableLog, WitnessedWal
+from raftkv.simulation.world import SECOND_US, World
+from raftkv.storage.datadir import DataDir
+from raftkv.storage.frames import WalIdentity
+from raftkv.storage.snapshots import SnapshotInfo
+
+if TYPE_CHECKING:
+    from raftkv.simulation.cluster import SimCluster
+
+DATA_DIRECTORY = "/raftkv"
+TRANSFER_PATIENCE_US = 3 * SECOND_US
+"""A snapshot transfer that does not move for so long has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSettings:
+    """How a simulated member is set up; small sizes, so that every change-over happens often."""
+
+    tick_ms: int = 100
+    election_timeout_ticks: int = 10
+    pre_vote: bool = True
+    segment_bytes: int = 64 * 1024
+    snapshot_log_bytes: int = 32 * 1024
+    snapshot_catchup_entries: int = 20
+    quota_bytes: int = 64 * MIB
+    append_bytes_max: int = 64 * 1024
+    inflight_messages_max: int = 16
+    request_timeout_ms: int = 5_000
+    snapshot_chunk_bytes: int = 4096
+    turn_us_max: int = 100
+    """A turn of the loop begins at most this long after it was asked for."""
+    sync_us_min: int = 100
+    sync_us_max: int = 1_500
+    slow_sync: float = 0.0
+    """This sync takes up to `slow_sync_us_max` instead."""
+    slow_sync_us_max: int = 800_000
+    clock_rate: float = 1.0
+    """This member's clock against true time."""
+    encode_messages: bool = False
+    """Put every message through the wire format."""
+
+
+class SimMember:
+    """A member's machine, disk and, while it is up, its process. Implements `Surroundings`.
+
+    Requests go in by `propose`, `read`, `keep_alive`, `watch` and `change_members`, as from a
+    client's connection: `done` is called once, with `OutcomeUnknown` if the process ends first.
+    """
+
+    def __init__(
+        self,
+        cluster: SimCluster,
+        member_id: int,
+        name: str,
+        founding: Founding,
+        *,
+        founder: bool,
+        settings: MemberSettings,
+    ) -> None:
+        self.cluster = cluster
+        self.world: World = cluster.world
+        self.member_id = member_id
+        self.name = name
+        self.settings = settings
+        self.disk = SimDisk(random.Random(self.world.random.getrandbits(64)))
+        self.tables = SimTables()
+        self.durable = DurableLog()
+        self.wall_offset_ms = 1_700_000_000_000 + self.world.random.randrange(-5_000, 5_000)
+        self.life = 0
+        """Counts the processes of this member."""
+        self.up = False
+        self.gone = False
+        """Removed from the cluster; its process has ended for good."""
+        self.failed_start: RaftkvError | None = None
+        self.paused_until_us = 0
+        self._founding = replace(founding, member_id=member_id)
+        self._founder = founder
+        self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+
+    def __repr__(self) -> str:
+        return f"SimMember({self.name})"
+
+    # -- the process -----------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Boot the process from what is on disk; False: it could not start, see `failed_start`."""
+        check(not self.up, "a member is started once", member=self.name)
+        self.life += 1
+        self.failed_start = None
+        self._backlog = []
+        self.paused_until_us = 0
+        try:
+            opened = self._open()
+        except StorageError as error:
+            self.failed_start = error
+            self.world.note(self.name, f"does not start: {error}")
+            self.disk.crash()
+            return False
+        self._take_up(opened)
+        return True
+
+    def _open(self) -> Opened:
+        data = DataDir.open(self.disk, DATA_DIRECTORY)
+        if data.identity is None:
+            data.found(WalIdentity(self._founding.cluster_id, self.member_id))
+        return open_files(
+            self.disk,
+            data,
+            founding=self._founding,
+            found_new=self._founder,
+            segment_bytes=self.settings.segment_bytes,
+            tables=self.tables.open,
+            spawn=lambda job: self._later(self.world.random.randrange(5_000), job),
+            log_class=WitnessedWal,
+        )
+
+    def _take_up(self, opened: Opened) -> None:
+        world, settings = self.world, self.settings
+        self.up = True
+        self.opened = opened
+        self.machine: Machine = opened.machine
+        self.cluster.invariants.started(self)
+        wal = opened.wal
+        check(isinstance(wal, WitnessedWal), "a simulated log has a witness")
+        wal.witness = self.durable  # type: ignore[attr-defined]
+        self._queue: list[StorageWrite | Job] = []
+        self._steps: Iterator[Any] | None = None
+        self._installing = False
+        self._copies = 0
+        self._snapshotting = False
+        self._compacting = False
+        self._waiting: dict[int, Done] = {}
+        self._watches: dict[WatchSink, Watch] = {}
+        self._transfers: dict[int, _Transfer] = {}
+        self._requests = 0
+        self.node = RaftNode(
+            RaftConfig(
+                member_id=self.member_id,
+                election_timeout_ticks=settings.election_timeout_ticks,
+                pre_vote=settings.pre_vote,
+                append_bytes_max=settings.append_bytes_max,
+                inflight_messages_max=settings.inflight_messages_max,
+            ),
+            opened.log,
+            random.Random(world.random.getrandbits(64)),
+            applied=self.machine.applied_index,
+            trace=(lambda text: world.note(self.name, text)) if world.story is not None else None,
+        )
+        self.replica = Replica(
+            member_id=self.member_id,
+            boot=world.random.getrandbits(48) | 1,
+            node=self.node,
+            log=opened.log,
+            machine=self.machine,
+            surroundings=self,
+            stats=StoreStats(),
+            request_timeout_ms=settings.request_timeout_ms,
+            watches_max=1_000,
+        )
+        self._upkeep = Upkeep(
+            UpkeepSettings(
+                name=self.name,
+                client_urls=(f"http://{self.name}:2379",),
+                tick_ms=settings.tick_ms,
+                quota_bytes=settings.quota_bytes,
+                snapshot_log_bytes=settings.snapshot_log_bytes,
+                snapshot_catchup_entries=settings.snapshot_catchup_entries,
+            ),
+            self.replica,
+            opened,
+            self.now_ms(),
+        )
+        if world.story is not None:
+            world.note(
+                self.name,
+                f"starts: term={self.node.term} log={self.node.first_index}.."
+                f"{self.node.last_index} applied={self.machine.applied_index}",
+            )
+        if self.node.conf.voters == (self.member_id,):
+            self.node.campaign()
+        self._later(world.random.randrange(settings.tick_ms * 1000), self._tick)
+        self._later(world.random.randrange(SECOND_US), self._housekeeping)
+        self.wake()
+
+    def crash(self, *, power: bool = False) -> None:
+        """End the process at once; with `power`, the machine too: what was not synced may be lost.
+
+        A machine may lose power while its process is down already.
+        """
+        if power:
+            self.disk.power_cut()
+            self.tables.power_cut(self.world.random)
+            self.world.note(self.name, "loses power")
+        else:
+            self.disk.crash()
+            self.world.note(self.name, "is killed")
+        self._end()
+
+    def stop(self) -> None:
+        """End the process as an operator would: everything queued is written, files are closed."""
+        if not self.up:
+            return
+        self.world.note(self.name, "stops")
+        self.replica.close()
+        try:
+            if self._steps is None:
+                self._steps = append_steps(self.opened.wal, self._queue)
+            for step in self._steps:
+                if step is Pause.FULL:
+                    break
+            self.opened.wal.close()
+            self.opened.close(clean=True)
+        except StorageError as error:
+            self.world.note(self.name, f"does not stop cleanly: {error}")
+        self.disk.crash()
+        self._end()
+
+    def pause(self, microseconds: int) -> None:
+        """Let the process stand still, as by SIGSTOP."""
+        if not self.up or self.paused_until_us > self.world.now_us:
+            return
+        self.paused_until_us = self.world.now_us + microseconds
+        self.world.at(self.paused_until_us, self._resumed, self.life)
+
+    def resume(self) -> None:
+        """Let a paused process go on now."""
+        self.paused_until_us = self.world.now_us
+        self._resumed(self.life)
+
+    def _resumed(self, life: int) -> None:
+        if self.up and life == self.life and self.paused_until_us <= self.world.now_us:
+            self.world.note(self.name, "goes on")
+            backlog, self._backlog = self._backlog, []
+            for callback, arguments in backlog:
+                self._later(0, callback, *arguments)
+
+    def _end(self) -> None:
+        if not self.up:
+            return
+        self.up = False
+        lost = OutcomeUnknown("the connection to the member was lost")
+        for done in list(self._waiting.values()):
+            self.world.after(0, done, lost)
+        self._waiting = {}
+        for sink in self._watches:
+            self.world.after(0, sink.closed, lost)
+        self._watches = {}
+
+    def _died(self, error: RaftkvError) -> None:
+        """The process ends itself, as `Member` does."""
+        self.world.note(self.name, f"ends itself: {error}")
+        self.disk.crash()
+        self._end()
+        self.cluster.died(self)
+
+    def _later(self, delay_us: int, callback: Callable[..., None], *arguments: Any) -> None:
+        """Call within this process, if it is still there."""
+        self.world.after(delay_us, self._fire, self.life, callback, arguments)
+
+    def deliver(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Something arrives from outside, now."""
+        self._fire(self.life, callback, arguments)
+
+    def _fire(self, life: int, callback: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if life != self.life or not self.up:
+            return
+        if self.paused_until_us > self.world.now_us:
+            self._backlog.append((callback, arguments))
+            return
+        try:
+            callback(*arguments)
+        except StorageError as error:
+            self._died(error)
+            return
+        if self.up:
+            self.cluster.invariants.check(self)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def propose(self, command: Command, done: Done) -> None:
+        """As `Store.propose`."""
+        self._ask(done, lambda tracked: self.replica.propose(command, tracked))
+
+    def read(self, query: Callable[[Machine], Any], done: Done, *, serializable: bool) -> None:
+        """done(query(machine)), linearizably or of what is here; or done(error)."""
+
+        def begin(tracked: Done) -> None:
+            def confirmed(error: RaftkvError | None) -> None:
+                if error is not None:
+                    tracked(error)
+                    return
+                try:
+                    answer = query(self.machine)
+                except RaftkvError as refused:
+                    answer = refused
+                tracked(answer)
+
+            if serializable:
+                confirmed(None)
+            else:
+                self.replica.read_index(confirmed)
+
+        self._ask(done, begin)
+
+    def keep_alive(self, lease: int, done: Done) -> None:
+        """As `Store.keep_alive`."""
+        self._ask(done, lambda tracked: self.replica.keep_alive(lease, tracked))
+
+    def change_members(self, change: ConfigChange, attributes: list[Any], done: Done) -> None:
+        """As `Replica.change_members`."""
+        self._ask(done, lambda tracked: self.replica.change_members(change, attributes, tracked))
+
+    def watch(self, spec: WatchSpec, sink: WatchSink) -> None:
+        """As `Store.watch`; a refusal comes by `sink.closed`."""
+
+        def begin() -> None:
+            try:
+                self._watches[sink] = self.replica.watch(spec, sink)
+            except RaftkvError as refused:
+                sink.closed(refused)
+
+        if self.up:
+            self.deliver(begin)
+        else:
+            self.world.after(0, sink.closed, _not_there())
+
+    def watch_of(self, sink: WatchSink) -> Watch | None:
+        """The watch that feeds `sink`, while the process lives."""
+        return self._watches.get(sink) if self.up else None
+
+    def unwatch(self, sink: WatchSink) -> None:
+        """End a watch."""
+        watch = self._watches.pop(sink, None) if self.up else None
+        if watch is not None:
+            watch.cancel()
+
+    def transfer_leader(self, target: int) -> None:
+        """Ask for leadership to be handed over; refusals are nobody's business here."""
+
+        def ask() -> None:
+            with contextlib.suppress(ProposalDropped):
+                self.node.transfer_leader(target)
+            self.wake()
+
+        self.deliver(ask)
+
+    def _ask(self, done: Done, begin: Callable[[Done], None]) -> None:
+        if not self.up:
+            self.world.after(0, done, _not_there())
+            return
+        self._requests += 1
+        token, life = self._requests, self.life
+        self._waiting[token] = done
+
+        def tracked(answer: Any) -> None:
+            if life == self.life and self._waiting.pop(token, None) is not None:
+                done(answer)
+
+        self.deliver(begin, tracked)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this member believes that it leads."""
+        return self.up and self.node.role is Role.LEADER
+
+    # -- Surroundings ----------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """See `Surroundings.wake`."""
+        self._later(self.world.random.randrange(self.settings.turn_us_max), self._turn)
+
+    def now_ms(self) -> int:
+        """See `Surroundings.now_ms`."""
+        return int(self.world.now_us * self.settings.clock_rate) // 1000
+
+    def wall_ms(self) -> int:
+        """See `Surroundings.wall_ms`."""
+        return self.wall_offset_ms + self.world.now_us // 1000
+
+    def send(self, peer: int, messages: list[Message]) -> None:
+        """See `Surroundings.send`."""
+        for message in messages:
+            if self.settings.encode_messages:
+                [message] = codec.decode_messages(codec.encode_messages([message]))
+            self._send(peer, "_receive", message)
+
+    def send_frame(self, peer: int, kind: int, payload: bytes) -> bool:
+        """See `Surroundings.send_frame`."""
+        return self._send(peer, "_receive_frame", kind, payload)
+
+    def _send(self, peer: int, method: str, *items: Any) -> bool:
+        target = self.cluster.members.get(peer)
+        if target is None:
+            return False
+        sent = self.cluster.network.send(
+            self.member_id, peer, target.arrive, self.member_id, method, items
+        )
+        if not sent:
+            self._later(1_000, self._unreachable, peer)
+        return sent
+
+    def arrive(self, source: int, method: str, items: tuple[Any, ...]) -> None:
+        """Something from a peer, off the network."""
+        self.deliver(getattr(self, method), source, *items)
+
+    def _unreachable(self, peer: int) -> None:
+        self.node.report_unreachable(peer)
+
+    def _receive(self, source: int, message: Message) -> None:
+        self.replica.receive(source, [message])
+
+    def _receive_frame(self, source: int, kind: int, payload: bytes) -> None:
+        self.replica.receive_frame(source, kind, payload)
+
+    def append(self, write: StorageWrite) -> None:
+        """See `Surroundings.append`."""
+        self._queue.append(write)
+        self._begin_append()
+
+    def _begin_append(self) -> None:
+        if self._steps is None and self._queue:
+            self._steps = iter(())
+            self._later(self.world.random.randrange(self.settings.turn_us_max), self._append_taken)
+
+    def _append_taken(self) -> None:
+        items, self._queue = self._queue, []
+        self._steps = append_steps(self.opened.wal, items)
+        self._append_step()
+
+    def _append_step(self) -> None:
+        steps = self._steps
+        check(steps is not None, "a log that is written has steps left")
+        step = next(steps, None)  # type: ignore[arg-type]
+        if step is None:
+            self._steps = None
+            self._begin_append()
+            return
+        self._upkeep.log_disk_full = step is Pause.FULL
+        if step is Pause.SYNC:
+            self._later(self._sync_us(), self._append_step)
+        elif step is Pause.FULL:
+            self._later(int(FULL_DISK_RETRY_SECONDS * SECOND_US), self._append_step)
+        else:
+            delay_us = self.world.random.randrange(self.settings.turn_us_max)
+            self._later(delay_us, self._written, step)
+            self._later(delay_us, self._append_step)
+
+    def _sync_us(self) -> int:
+        settings, chance = self.settings, self.world.random
+        if settings.slow_sync and chance.random() < settings.slow_sync:
+            self.world.faults["slow sync"] += 1
+            return chance.randrange(settings.slow_sync_us_max)
+        return chance.randint(settings.sync_us_min, settings.sync_us_max)
+
+    def _written(self, written: Any) -> None:
+        self.replica.written(written)
+        self._turn()
+
+    def members_changed(self) -> None:
+        """See `Surroundings.members_changed`. The simulated network knows everybody."""
+
+    def removed(self) -> None:
+        """See `Surroundings.removed`."""
+        self.gone = True
+        self._later(0, self._leave)
+
+    def _leave(self) -> None:
+        self.world.note(self.name, "is removed, and ends")
+        self.disk.crash()
+        self._end()
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self.replica.turn()
+        if not self._snapshotting and not self._installing and self._upkeep.snapshot_due():
+            self._snapshotting = True
+            self._begin_copy()
+        if self.machine.compaction_pending and not self._compacting:
+            self._compacting = True
+            self._later(0, self._compact_slice)
+
+    def _tick(self) -> None:
+        tick_us = int(self.settings.tick_ms * 1000 / self.settings.clock_rate)
+        self._later(tick_us, self._tick)
+        self._upkeep.tick(self.now_ms())
+
+    def _housekeeping(self) -> None:
+        self._later(int(HOUSEKEEPING_SECONDS * SECOND_US), self._housekeeping)
+        self._upkeep.housekeeping(self.now_ms())
+        self.wake()
+
+    def _compact_slice(self) -> None:
+        if self._upkeep.compact_slice():
+            self._later(int(COMPACT_PAUSE_SECONDS * SECOND_US), self._compact_slice)
+        else:
+            self._compacting = False
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    def _begin_copy(self) -> None:
+        self._copies += 1
+        make = self.opened.begin_snapshot()
+        self._later(self.world.random.randrange(50_000), self._copied, make)
+
+    def _copied(self, make: Callable[[], SnapshotInfo]) -> None:
+        self._copies -= 1
+        try:
+            info = make()
+        except DiskFullError:
+            self._later(10 * SECOND_US, self._snapshot_over)
+            return
+        self._queue.append(self._upkeep.snapshot_made(info))
+        self._begin_append()
+        self._snapshot_over()
+
+    def _snapshot_over(self) -> None:
+        self._snapshotting = False
+
+    def install(self, meta: SnapshotMeta) -> None:
+        """See `Surroundings.install`."""
+        self._installing = True
+        self._later(self.world.random.randrange(1_000), self._stage, meta)
+
+    def _stage(self, meta: SnapshotMeta) -> None:
+        if self._copies:
+            self._later(10_000, self._stage, meta)
+            return
+        self.opened.stage_snapshot(meta)
+        self._later(self.world.random.randrange(20_000), self._installed, meta)
+
+    def _installed(self, meta: SnapshotMeta) -> None:
+        self.opened.backend.install()
+        self.machine.reload()
+        self._installing = False
+        self.world.note(self.name, f"installed the snapshot at {meta.index}")
+        self.replica.installed(meta)
+
+    @property
+    def installing(self) -> bool:
+        """Whether the tables are about to be replaced by a received snapshot."""
+        return self._installing or self.replica._installing > 0
+
+    def send_snapshot(self, message: Message) -> None:
+        """See `Surroundings.send_snapshot`. Chunk by chunk, each waiting for the one before."""
+        peer, info = message.target, self.opened.snapshots.latest()
+        if info is None or message.snapshot is None or info.meta.index < message.snapshot.index:
+            self._later(0, self._snapshot_sent, peer, False)
+            return
+        self.world.note(self.name, f"sends the snapshot at {info.meta.index} to {peer}")
+        announced = replace(message, snapshot=info.meta)
+        transfer = self._transfers[peer] = _Transfer(announced, info)
+        self._send_chunk(peer, transfer, 0)
+        self._later(TRANSFER_PATIENCE_US, self._watch_transfer, peer, transfer, -1)
+
+    def _send_chunk(self, peer: int, transfer: _Transfer, offset: int) -> None:
+        try:
+            data, crc = self.opened.snapshots.read_chunk(
+                transfer.info, offset, self.settings.snapshot_chunk_bytes
+            )
+        except StorageError:
+            self._end_transfer(peer, transfer, False)
+            return
+        self._send(peer, "_take_chunk", transfer, offset, data, crc)
+
+    def _take_chunk(
+        self, source: int, transfer: _Transfer, offset: int, data: bytes, crc: int
+    ) -> None:
+        if self._installing or self._copies:
+            return
+        try:
+            receiver = self.opened.snapshots.receive(transfer.info)
+            receiver.write_chunk(offset, data, crc)
+            if receiver.complete:
+                receiver.finish()
+                self._send(source, "_chunk_taken", transfer, -1)
+                self.replica.receive(source, [transfer.message])
+                return
+        except PeerError:
+            receiver = self.opened.snapshots.receive(transfer.info)
+        except DiskFullError:
+            return
+        self._send(source, "_chunk_taken", transfer, receiver.offset)
+
+    def _chunk_taken(self, peer: int, transfer: _Transfer, offset: int) -> None:
+        if self._transfers.get(peer) is not transfer:
+            return
+        if offset < 0:
+            self._end_transfer(peer, transfer, True)
+        elif offset > transfer.offset:
+            transfer.offset = offset
+            self._send_chunk(peer, transfer, offset)
+
+    def _watch_transfer(self, peer: int, transfer: _Transfer, seen: int) -> None:
+        if self._transfers.get(peer) is not transfer:
+            return
+        if transfer.offset == seen:
+            self._end_transfer(peer, transfer, False)
+        else:
+            self._later(TRANSFER_PATIENCE_US, self._watch_transfer, peer, transfer, transfer.offset)
+
+    def _end_transfer(self, peer: int, transfer: _Transfer, delivered: bool) -> None:
+        if self._transfers.get(peer) is transfer:
+            del self._transfers[peer]
+        self._later(0, self._snapshot_sent, peer, delivered)
+
+    def _snapshot_sent(self, peer: int, delivered: bool) -> None:
+        self.node.report_snapshot(peer, delivered)
+        self.wake()
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    message: Message
+    info: SnapshotInfo
+    offset: int = 0
+
+
+def _not_there() -> NoLeader:
+    return NoLeader("the member does not run; nothing was done")

@@ -1,0 +1,124 @@
+"""An independent record of what a member's log was promised to be, kept beside the log itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import google_crc32c
+
+from raftkv.consensus.types import Entry, HardState, SnapshotMeta
+from raftkv.errors import violated
+from raftkv.storage.wal import Wal, WriteReceipt
+from raftkv.storage.wallog import WalLog
+
+_Write = tuple[tuple[Entry, ...], HardState | None, SnapshotMeta | None]
+
+
+class DurableLog:
+    """What is durable of one member's log, and what was written since and may be or not.
+
+    Outlives the member's processes. Knows nothing of files: it sees writes and syncs only.
+    """
+
+    __slots__ = ("base", "hard_state", "pending", "terms")
+
+    def __init__(self) -> None:
+        self.base = 0
+        """Index before the first known entry."""
+        self.terms: list[tuple[int, int]] = []
+        """(term, crc of the data) of the entries from base + 1 on."""
+        self.hard_state = HardState()
+        self.pending: list[_Write] = []
+
+    @property
+    def last_index(self) -> int:
+        """Index of the newest durable entry."""
+        return self.base + len(self.terms)
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether the entry of `term` at `index` is durable, in a log or inside a snapshot."""
+        place = index - self.base - 1
+        return place < 0 or (place < len(self.terms) and self.terms[place][0] == term)
+
+    def synced(self) -> None:
+        """Everything that was written is durable."""
+        for write in self.pending:
+            self._take(write)
+        self.pending = []
+
+    def started(self, log: WalLog, who: str) -> None:
+        """Compare with what recovery found, which is durable from now on.
+
+        Recovery may find the durable log with any number of the later writes, in order; nothing
+        less, and nothing else.
+        """
+        hard_state, _ = log.initial_state()
+        expected = [self._described(hard_state, log)]
+        for write in self.pending:
+            if expected[-1] is None:
+                break
+            self._take(write)
+            expected.append(self._described(hard_state, log))
+        if self.terms and all(difference is not None for difference in expected):
+            violated(
+                "recovery gives back another log than was made durable",
+                member=who,
+                durable=expected[0],
+                with_all_writes=expected[-1],
+            )
+        self.pending = []
+        self.base = log.first_index() - 1
+        self.hard_state = hard_state
+        entries = log.entries(self.base + 1, log.last_index() + 1, 1 << 62) if _some(log) else ()
+        self.terms = [(entry.term, google_crc32c.value(entry.data)) for entry in entries]
+
+    def _described(self, hard_state: HardState, log: WalLog) -> str | None:
+        """How the log differs from this record; None: it does not."""
+        own = self.hard_state
+        if (hard_state.term, hard_state.vote) != (own.term, own.vote):
+            return f"term {own.term}, vote {own.vote}; found {hard_state.term}, {hard_state.vote}"
+        if log.last_index() != max(self.last_index, log.first_index() - 1):
+            return f"ends at {self.last_index}; found {log.last_index()}"
+        first = max(self.base + 1, log.first_index())
+        for index in range(first, self.last_index + 1):
+            if log.term(index) != self.terms[index - self.base - 1][0]:
+                term = self.terms[index - self.base - 1][0]
+                return f"index {index} of term {term}; found {log.term(index)}"
+        return None
+
+    def _take(self, write: _Write) -> None:
+        entries, hard_state, snapshot = write
+        if hard_state is not None:
+            self.hard_state = hard_state
+        if snapshot is not None:
+            self.base, self.terms = snapshot.index, []
+        if entries:
+            del self.terms[max(0, entries[0].index - self.base - 1) :]
+            self.terms += [(entry.term, google_crc32c.value(entry.data)) for entry in entries]
+
+
+def _some(log: WalLog) -> bool:
+    return log.last_index() >= log.first_index()
+
+
+class WitnessedWal(Wal):
+    """A log whose writes and syncs are also told to a `DurableLog`, once it has one."""
+
+    witness: DurableLog | None = None
+
+    def write(
+        self,
+        entries: Sequence[Entry],
+        hard_state: HardState | None = None,
+        snapshot: SnapshotMeta | None = None,
+    ) -> WriteReceipt:
+        """See `Wal.write`. A write that fails may have reached the disk in part or whole."""
+        if self.witness is not None:
+            self.witness.pending.append((tuple(entries), hard_state, snapshot))
+        return super().write(entries, hard_state, snapshot)
+
+    def sync(self) -> None:
+        """See `Wal.sync`."""
+        super().sync()
+        if self.witness is not None:
+            self.witness.synced()
