@@ -443,6 +443,11 @@ class Wal:
             for one in recovered.segments
         ]
         self._file = self._disk.open(self._segments[-1].path, write=True)
+        # After a failed sync the kernel may hold pages that it takes for clean and never writes. So
+        # what is read back is on the disk for certain only once it is written, and synced, again.
+        unproven = self._file.read(state.unproven_offset, state.offset - state.unproven_offset)
+        if unproven:
+            self._file.write(state.unproven_offset, unproven)
         if state.torn:
             self._file.fill_zeros(state.offset, state.offset + recovered.truncated_bytes)
         self._file.sync()
