@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from raftkv.consensus.types import NO_MEMBER, Role
-from raftkv.errors import LeaseNotFound, NoLeader, OutcomeUnknown, RaftkvError, Refused
+from raftkv.errors import (
+    LeaseNotFound,
+    NoLeader,
+    OutcomeUnknown,
+    PeerError,
+    RaftkvError,
+    Refused,
+)
 from raftkv.limits import LEASE_REVOKES_PER_BATCH
 from raftkv.machine import commands
 from raftkv.server.lessor import Lessor
 from raftkv.server.read_queue import ReadQueue
-from raftkv.server.shell_frames import ShellFrame
+from raftkv.server.shell_frames import ShellFrame, is_time, is_ttls
 from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 EXPIRE_COMMANDS_PER_TICK = 16
 
 Propose = Callable[[commands.Command, Done], None]
+Fits = Callable[[Any], bool]
 
 
 class LeaseDesk:
@@ -50,8 +58,8 @@ class LeaseDesk:
         self._request_timeout_ms = request_timeout_ms
         self._keep_alives: list[tuple[int, Done]] = []
         self._times: list[tuple[int, Done]] = []
-        self._asked: dict[int, tuple[int, Done]] = {}
-        """Questions at the leader: (deadline, who waits), oldest first."""
+        self._asked: dict[int, tuple[int, Done, Fits]] = {}
+        """Questions at the leader: (deadline, who waits, what can be the answer), oldest first."""
         self._next_question = 1
 
     # For doors, by way of the replica
@@ -79,7 +87,9 @@ class LeaseDesk:
             if self._node.role is Role.LEADER:
                 self._renew(leases, answered)
             else:
-                self._ask(ShellFrame.KEEP_ALIVE, leases, answered)
+                self._ask(
+                    ShellFrame.KEEP_ALIVE, leases, answered, lambda got: is_ttls(got, len(leases))
+                )
         if self._times:
             asked, self._times = self._times, []
             for lease, done in asked:
@@ -91,7 +101,7 @@ class LeaseDesk:
     def tick(self, now_ms: int) -> None:
         """Give up on answers that are overdue, and propose to expire what ran out."""
         while self._asked:
-            question, (deadline_ms, done) = next(iter(self._asked.items()))
+            question, (deadline_ms, done, _) = next(iter(self._asked.items()))
             if deadline_ms > now_ms:
                 break
             del self._asked[question]
@@ -102,7 +112,7 @@ class LeaseDesk:
     def role_changed(self, leads: bool, leases: Callable[[], Iterable[tuple[int, int]]]) -> None:
         """This member leads a new term, or follows; `leases` gives (id, ttl_seconds) of all."""
         asked, self._asked = self._asked, {}
-        for _, done in asked.values():
+        for _, done, _ in asked.values():
             done(OutcomeUnknown("the leader was replaced before it answered"))
         if leads:
             self.lessor.promote(leases(), self._around.now_ms())
@@ -120,8 +130,11 @@ class LeaseDesk:
             else:
                 self.lessor.gone(lease)
 
-    def take_frame(self, peer: int, kind: int, fields: Any, refusing: Refused | None) -> bool:
-        """A peer's question or answer; False when the frame is about something else."""
+    def take_frame(self, peer: int, kind: int, fields: list[Any], refusing: Refused | None) -> None:
+        """A peer's question or answer, as `decode_shell` gave it.
+
+        Raises PeerError for an answer to something else; the question stays open then.
+        """
         if kind == ShellFrame.KEEP_ALIVE:
             question, leases = fields
             if self._may_answer(peer, question, refusing):
@@ -132,17 +145,18 @@ class LeaseDesk:
                 self._tell_time(lease, lambda answer: self._reply(peer, question, _wire(answer)))
         elif kind == ShellFrame.ANSWER:
             question, answer = fields
-            asked = self._asked.pop(question, None)
+            asked = self._asked.get(question)
             if asked is not None:
-                asked[1](answer)
-        else:
-            return False
-        return True
+                _, done, fits = asked
+                if not fits(answer):
+                    raise PeerError("an answer to something else than was asked", peer=peer)
+                del self._asked[question]
+                done(answer)
 
     def refuse_all(self, reason: Refused) -> None:
         """Answer whoever waits here with `reason`."""
         waiting = [done for _, done in self._keep_alives + self._times]
-        waiting += [done for _, done in self._asked.values()]
+        waiting += [done for _, done, _ in self._asked.values()]
         self._keep_alives, self._times, self._asked = [], [], {}
         for done in waiting:
             done(reason)
@@ -212,7 +226,7 @@ class LeaseDesk:
 
     # As follower
 
-    def _ask(self, kind: int, body: Any, done: Done) -> None:
+    def _ask(self, kind: int, body: Any, done: Done, fits: Fits) -> None:
         leader = self._node.leader
         question = self._next_question
         self._next_question += 1
@@ -220,7 +234,7 @@ class LeaseDesk:
         if leader == NO_MEMBER or not self._around.send_frame(leader, kind, payload):
             done(NoLeader("no leader is known or reachable; try again shortly"))
             return
-        self._asked[question] = (self._around.now_ms() + self._request_timeout_ms, done)
+        self._asked[question] = (self._around.now_ms() + self._request_timeout_ms, done, fits)
 
     def _ask_time(self, lease: int, done: Done) -> None:
         def answered(answer: Any) -> None:
@@ -231,7 +245,7 @@ class LeaseDesk:
             else:
                 done(_not_found(lease) if answer is None else LeaseTime(lease, *answer))
 
-        self._ask(ShellFrame.LEASE_TIME, lease, answered)
+        self._ask(ShellFrame.LEASE_TIME, lease, answered, is_time)
 
 
 def _leader_moved() -> NoLeader:
