@@ -807,3 +807,11 @@ def test_receipts_name_every_entry(tmp_path: Path) -> None:
     begun = [number for receipt in receipts for number, _ in receipt.segments]
     assert begun == list(range(2, len(segments(tmp_path)) + 1))
     wal.close()
+
+
+def test_an_entry_of_an_unknown_kind_is_damage(tmp_path: Path) -> None:
+    wal, _ = open_wal(tmp_path)
+    wal.write([Entry(1, 1, 300, b"")], HardState(1, 0, 0))  # type: ignore[arg-type]
+    wal.close()
+    with pytest.raises(CorruptionError, match="unknown kind 300"):
+        open_wal(tmp_path)
