@@ -16,8 +16,9 @@ durably, before this run is noted, and rebuilt from snapshot and log.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from raftkv.errors import CorruptionError, FormatError, check
 from raftkv.storage.disk import DIRECTORY_MODE, Disk, Lock, join, parent, read_file, replace_file
@@ -178,12 +179,10 @@ class DataDir:
                 path=path,
                 version=version,
             )
-        try:
-            return WalIdentity(int(content["cluster_id"], 16), int(content["member_id"], 16))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(
-                f"{path}: cluster or member id unreadable; {REPAIR}", path=path
-            ) from error
+        cluster_id, member_id = content.get("cluster_id"), content.get("member_id")
+        if not _is_id(cluster_id) or not _is_id(member_id):
+            raise CorruptionError(f"{path}: cluster or member id unreadable; {REPAIR}", path=path)
+        return WalIdentity(int(cluster_id, 16), int(member_id, 16))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = join(self.path, name)
@@ -200,6 +199,10 @@ class DataDir:
     def _write(self, name: str, content: dict[str, Any]) -> None:
         data = json.dumps(content, indent=1).encode() + b"\n"
         replace_file(self._disk, join(self.path, name), data)
+
+
+def _is_id(text: object) -> TypeGuard[str]:
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
 
 
 def _left_by_us(names: set[str]) -> bool:
