@@ -19,7 +19,7 @@ from raftkv.errors import ConfigError, CorruptionError, check
 from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
-from raftkv.server.opening import begin_log, open_wal
+from raftkv.server.opening import begin_log
 from raftkv.storage.backend import LmdbBackend
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.disk import Disk, RealDisk
@@ -30,7 +30,7 @@ from raftkv.storage.snapshots import (
     inspect_snapshot,
     verify_backup,
 )
-from raftkv.storage.wal import WalIdentity
+from raftkv.storage.wal import Wal, WalIdentity
 
 _STATUS_ALLOCATE_BYTES: Final = 1
 
@@ -130,7 +130,9 @@ def _fill(
         machine.rehome(encode_conf(founding.conf), founding.member_infos)
         meta = SnapshotMeta(info.meta.index, info.meta.term, founding.conf)
         snapshots = SnapshotStore.open(disk, data.snapshots_path, cluster_id=identity.cluster_id)
-        wal, _ = open_wal(config, disk, data, identity, create=True)
+        wal, _ = Wal.open(
+            disk, data.wal_path, identity=identity, segment_bytes=config.wal_segment_bytes
+        )
         try:
             begin_log(meta, backend, snapshots, wal)
         finally:

@@ -18,17 +18,25 @@ from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
 from raftkv.server.introduction import ask_introduction
-from raftkv.storage.backend import LmdbBackend
+from raftkv.storage.backend import Backend, LmdbBackend
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.disk import Disk, RealDisk
 from raftkv.storage.snapshots import SnapshotInfo, SnapshotStore
-from raftkv.storage.wal import Recovered, Wal, WalIdentity, in_thread
+from raftkv.storage.wal import Recovered, Spawn, Wal, WalIdentity, in_thread
 from raftkv.storage.wallog import WalLog
 
 log = logging.getLogger(__name__)
 
 SNAPSHOTS_KEPT = 2
 """The newest, and the one before, which a slow follower may still be fetching."""
+
+OpenTables = Callable[[str, Disk], Backend]
+"""Opens the tables in a folder; images of them are written and read through the disk."""
+
+
+def lmdb_tables(path: str, disk: Disk) -> Backend:
+    """The tables of a real member."""
+    return LmdbBackend(path, disk=disk)
 
 
 @dataclass(slots=True)
@@ -39,7 +47,7 @@ class Opened:
     snapshots: SnapshotStore
     wal: Wal
     log: WalLog
-    backend: LmdbBackend
+    backend: Backend
     machine: Machine
     identity: WalIdentity
     introduced: dict[int, tuple[str, ...]]
@@ -104,7 +112,15 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
             log.warning(note)
         if data.identity is None:
             data.found(await _identity(config))
-        opened = _open(config, disk, data)
+        founding = found(config)
+        opened = open_files(
+            disk,
+            data,
+            founding=founding,
+            found_new=config.initial_cluster_state == "new",
+            segment_bytes=config.wal_segment_bytes,
+        )
+        _check_owner(config, opened.machine, opened.identity, data.path)
         if not opened.machine.members():
             _, members = await ask_introduction(_others(config))
             opened.introduced = {member_id: tuple(urls) for member_id, _, urls, _ in members}
@@ -168,26 +184,53 @@ def _others(config: ServerConfig) -> list[tuple[str, int]]:
     return others
 
 
-def _open(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
+def open_files(
+    disk: Disk,
+    data: DataDir,
+    *,
+    founding: Founding,
+    found_new: bool,
+    segment_bytes: int,
+    tables: OpenTables = lmdb_tables,
+    spawn: Spawn | None = in_thread,
+) -> Opened:
+    """Open, found or recover the files of the member whose directory `data` is; nobody is asked.
+
+    `data` has its identity already. A member without any data founds the cluster of `founding` if
+    it is one of its first members and `found_new` is set; otherwise it waits to be told. All that
+    the result holds is durable. `spawn` prepares segments of the log ahead of need; None: they are
+    made on the spot.
+
+    Raises FormatError, CorruptionError or StorageError, each with what to do.
+    """
     identity = data.identity
     if identity is None:
         raise CorruptionError(f"{data.path}: no identity was written")
     trusted = data.tables_trusted()
     data.begin_run()
     snapshots = SnapshotStore.open(disk, data.snapshots_path, cluster_id=identity.cluster_id)
-    backend = LmdbBackend(data.tables_path, disk=disk)
-    wal, recovered = open_wal(config, disk, data, identity, create=snapshots.latest() is None)
-    founding = found(config)
+    backend = tables(data.tables_path, disk)
+
+    def log_of(*, create: bool) -> tuple[Wal, Recovered]:
+        return Wal.open(
+            disk,
+            data.wal_path,
+            identity=identity,
+            segment_bytes=segment_bytes,
+            spawn=spawn,
+            create=create,
+        )
+
+    wal, recovered = log_of(create=snapshots.latest() is None)
     blank = recovered.snapshot.index == 0 and len(recovered.index) == 0
     founder = WalIdentity(founding.cluster_id, founding.member_id) == identity
-    if blank and founder and config.initial_cluster_state == "new":
+    if blank and founder and found_new:
         _found_cluster(founding, backend, snapshots, wal, data.path)
         wal.close()
-        wal, recovered = open_wal(config, disk, data, identity, create=False)
+        wal, recovered = log_of(create=False)
     for note in (*snapshots.notes, *recovered.notes):
         log.warning(note)
     machine = _machine(backend, snapshots, recovered, data.path, trusted=trusted)
-    _check_owner(config, machine, identity, data.path)
     wal_log = WalLog(disk, data.wal_path, recovered, conf=conf_of(machine))
     latest = snapshots.latest()
     if latest is not None and latest.meta.index <= wal_log.last_index():
@@ -220,22 +263,8 @@ def _check_owner(config: ServerConfig, machine: Machine, identity: WalIdentity, 
             )
 
 
-def open_wal(
-    config: ServerConfig, disk: Disk, data: DataDir, identity: WalIdentity, *, create: bool
-) -> tuple[Wal, Recovered]:
-    """The log of `data`; with `create` False it has to be there."""
-    return Wal.open(
-        disk,
-        data.wal_path,
-        identity=identity,
-        segment_bytes=config.wal_segment_bytes,
-        spawn=in_thread,
-        create=create,
-    )
-
-
 def _found_cluster(
-    founding: Founding, backend: LmdbBackend, snapshots: SnapshotStore, wal: Wal, path: str
+    founding: Founding, backend: Backend, snapshots: SnapshotStore, wal: Wal, path: str
 ) -> None:
     """Write the state that a new cluster's log begins with. May be repeated after a crash."""
     machine = Machine(backend)
@@ -257,7 +286,7 @@ def _found_cluster(
     begin_log(meta, backend, snapshots, wal)
 
 
-def begin_log(meta: SnapshotMeta, backend: LmdbBackend, snapshots: SnapshotStore, wal: Wal) -> None:
+def begin_log(meta: SnapshotMeta, backend: Backend, snapshots: SnapshotStore, wal: Wal) -> None:
     """Make what the tables hold, which is the state as of `meta`, the beginning of an empty log.
 
     Durable when it returns. The log is to be opened again before it is used.
@@ -270,7 +299,7 @@ def begin_log(meta: SnapshotMeta, backend: LmdbBackend, snapshots: SnapshotStore
 
 
 def _machine(
-    backend: LmdbBackend,
+    backend: Backend,
     snapshots: SnapshotStore,
     recovered: Recovered,
     path: str,

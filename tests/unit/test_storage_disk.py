@@ -1,4 +1,4 @@
-"""The real disk: what it does, and what its failures are called."""
+"""Disks: what they do, and what their failures are called, the real one and the simulated one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from raftkv.errors import DiskFullError, StorageError
+from raftkv.errors import DiskFullError, LockedError, StorageError
+from raftkv.simulation.disk import SimDisk
 from raftkv.storage.disk import (
+    Disk,
     RealDisk,
     copy_range,
     fail,
@@ -23,8 +26,18 @@ from raftkv.storage.disk import (
 )
 
 
-def test_reading_and_writing(tmp_path: Path) -> None:
-    disk, path = RealDisk(), str(tmp_path / "f")
+@pytest.fixture(params=["real", "simulated"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
+    """A disk where the folder `tmp_path` is empty."""
+    if request.param == "real":
+        return RealDisk()
+    disk = SimDisk(Random(1))
+    disk.make_directory(str(tmp_path))
+    return disk
+
+
+def test_reading_and_writing(disk: Disk, tmp_path: Path) -> None:
+    path = str(tmp_path / "f")
     file = disk.open(path, create=True)
     file.write(3, b"abc")
     file.sync_data()
@@ -39,20 +52,65 @@ def test_reading_and_writing(tmp_path: Path) -> None:
     assert file.size() == 4
     file.close()
     file.close()
-    assert os.stat(path).st_mode & 0o777 == 0o600
-    disk.open(path, create=True).close()
-    assert os.path.getsize(path) == 0, "create empties"
+    file = disk.open(path, create=True)
+    assert file.size() == 0, "create empties"
+    file.truncate(3)
+    assert file.read(0, 9) == bytes(3)
+    file.close()
     with pytest.raises(StorageError, match="Is a directory"):
         disk.open(str(tmp_path), write=True)
     disk.sync_directory(str(tmp_path))
 
 
-def test_files_opened_for_reading_cannot_be_written(tmp_path: Path) -> None:
-    disk, path = RealDisk(), str(tmp_path / "f")
+def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    RealDisk().open(str(tmp_path / "f"), create=True).close()
+    assert os.stat(tmp_path / "f").st_mode & 0o777 == 0o600
+
+
+def test_an_open_file_stays_itself(disk: Disk, tmp_path: Path) -> None:
+    path = str(tmp_path / "f")
+    replace_file(disk, path, b"old")
+    file = disk.open(path)
+    replace_file(disk, path, b"new")
+    assert file.read(0, 9) == b"old"
+    assert read_file(disk, path, 9) == b"new"
+    disk.remove(path)
+    assert file.read(0, 9) == b"old"
+    file.close()
+
+
+def test_closed_files_refuse(disk: Disk, tmp_path: Path) -> None:
+    file = disk.open(str(tmp_path / "f"), create=True)
+    file.close()
+    for call in (
+        lambda: file.read(0, 1),
+        lambda: file.write(0, b"x"),
+        lambda: file.fill_zeros(0, 1),
+        lambda: file.truncate(1),
+        file.size,
+    ):
+        with pytest.raises(StorageError, match="Bad file descriptor"):
+            call()
+
+
+def test_one_owner_at_a_time(disk: Disk, tmp_path: Path) -> None:
+    path = str(tmp_path / "LOCK")
+    lock = disk.lock(path)
+    with pytest.raises(LockedError, match=r"in use by process \d+; stop it"):
+        disk.lock(path)
+    lock.release()
+    lock.release()
+    disk.lock(path).release()
+
+
+def test_files_opened_for_reading_cannot_be_written(disk: Disk, tmp_path: Path) -> None:
+    path = str(tmp_path / "f")
     replace_file(disk, path, b"old")
     file = disk.open(path)
     with pytest.raises(StorageError, match="write"):
         file.write(0, b"new")
+    with pytest.raises(StorageError, match="Invalid argument"):
+        file.truncate(1)
     file.close()
     assert read_file(disk, path, 3) == b"old"
 
@@ -71,8 +129,7 @@ def test_short_reads_and_writes_are_continued(
     file.close()
 
 
-def test_folders(tmp_path: Path) -> None:
-    disk = RealDisk()
+def test_folders(disk: Disk, tmp_path: Path) -> None:
     deep = join(str(tmp_path), "a", "b")
     disk.make_directory(deep)
     disk.make_directory(deep)
@@ -95,8 +152,8 @@ def test_folders(tmp_path: Path) -> None:
         disk.make_directory(join(deep, "b", "c"))
 
 
-def test_failures_name_the_path_and_the_operation(tmp_path: Path) -> None:
-    disk, missing = RealDisk(), str(tmp_path / "missing")
+def test_failures_name_the_path_and_the_operation(disk: Disk, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
     for call in (
         lambda: disk.open(missing),
         lambda: disk.list(missing),
@@ -168,8 +225,8 @@ def test_the_kernels_refusal_to_grow_a_file_is_a_full_disk(tmp_path: Path) -> No
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 5000
 
 
-def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
-    disk, path = RealDisk(), str(tmp_path / "f")
+def test_small_files_are_replaced_whole(disk: Disk, tmp_path: Path) -> None:
+    path = str(tmp_path / "f")
     replace_file(disk, path, b"one")
     replace_file(disk, path, b"two")
     assert read_file(disk, path, 100) == b"two"
@@ -178,8 +235,7 @@ def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
         read_file(disk, path, 2)
 
 
-def test_copying_a_range(tmp_path: Path) -> None:
-    disk = RealDisk()
+def test_copying_a_range(disk: Disk, tmp_path: Path) -> None:
     replace_file(disk, str(tmp_path / "a"), bytes(range(250)) * 40)
     source = disk.open(str(tmp_path / "a"))
     target = disk.open(str(tmp_path / "b"), create=True)
@@ -191,8 +247,7 @@ def test_copying_a_range(tmp_path: Path) -> None:
     target.close()
 
 
-def test_machine_facts() -> None:
-    disk = RealDisk()
+def test_machine_facts(disk: Disk) -> None:
     assert disk.boot_id() == disk.boot_id() != ""
     assert len(disk.random_bytes(8)) == 8
     assert disk.random_bytes(8) != disk.random_bytes(8)
