@@ -28,6 +28,7 @@ from raftkv.errors import (
 )
 from raftkv.machine.records import KEYSPACES_MAX, USER_KEYS
 from raftkv.machine.txnrules import check_operations
+from raftkv.packing import unpack
 
 Command: TypeAlias = bytes
 """One packed command; `len` is what it adds to a batch."""
@@ -454,7 +455,7 @@ def decode_batch(data: bytes) -> Batch:
     """Unpack a log entry's data. Raises CorruptionError, or FormatError for an unknown command."""
     try:
         (stamp,) = _STAMP.unpack_from(data)
-        body = msgpack.unpackb(memoryview(data)[8:], raw=False, use_list=True)
+        body = unpack(data, 8)
         origin, boot, sequence, commands = body
         for command in commands:
             if not 0 < command[0] <= OP_MAX:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
-from raftkv.errors import Compacted, check
+from raftkv.errors import Compacted, check, violated
 from raftkv.machine import mvcc
-from raftkv.machine.apply import apply_command
+from raftkv.machine.apply import ACCIDENTS, apply_command
 from raftkv.machine.catalog import (
     Instance,
     ServiceSummary,
@@ -179,7 +179,10 @@ class Machine:
                         index, term, origin, boot, sequence, results, draft.events, draft.leases
                     )
                 )
-            draft.save()
+            try:
+                draft.save()
+            except ACCIDENTS as error:
+                violated("a command has left a state that cannot be stored", reason=repr(error))
         self._adopt(draft)
         for entry, digest in zip(applied, hashes, strict=True):
             self._remember_hash(entry.index, digest)

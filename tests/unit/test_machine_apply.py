@@ -291,6 +291,7 @@ def test_a_failure_in_a_configuration_or_a_compaction_leaves_nothing() -> None:
         ([3, None], InvariantViolation),
         ([4, None, 0, [[9, 9, b"k", None, 0]], [], []], InvariantViolation),
         ([4, None, 0, [], [[1, b"k", b"1", 0, 0], [1, b"k", b"2", 0, 0]], []], InvariantViolation),
+        ([5, None, float("nan")], InvariantViolation),
         ([9, b"once", "s"], InvariantViolation),
         ([13, None, 300, 1, True], InvariantViolation),
         ([99, None], FormatError),

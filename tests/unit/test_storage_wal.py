@@ -829,3 +829,11 @@ def test_what_is_read_back_after_a_failed_sync_survives_a_power_cut(seed: int) -
     disk.power_cut()
     _, again = Wal.open(disk, "/wal", identity=IDENTITY, segment_bytes=16_384)
     assert again.index.last_index == recovered.index.last_index >= 5
+
+
+def test_an_entry_of_an_unknown_kind_is_damage(tmp_path: Path) -> None:
+    wal, _ = open_wal(tmp_path)
+    wal.write([Entry(1, 1, 300, b"")], HardState(1, 0, 0))  # type: ignore[arg-type]
+    wal.close()
+    with pytest.raises(CorruptionError, match="unknown kind 300"):
+        open_wal(tmp_path)
