@@ -84,9 +84,7 @@ class ProxiedCluster(Cluster):
         self._ids[member.name] = int((await self.status(member))["member_id"], 16)
 
     async def _open(self, member: Member) -> None:
-        await self.network.open(
-            self._proxies[member.name], int(member.peer_url.rpartition(":")[2])
-        )
+        await self.network.open(self._proxies[member.name], int(member.peer_url.rpartition(":")[2]))
 
     def flow(self, source: Member, target: Member) -> tuple[int, int]:
         """The two ends as `ProxyNetwork` knows them."""

@@ -126,7 +126,10 @@ class Load:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.stop()
+        try:
+            await self.stop()
+        finally:
+            await self._hang_up()
 
     async def stop(self) -> None:
         """Let every client finish what it has under way, then hang up. Watches go on."""
@@ -166,11 +169,14 @@ class Load:
             stand = [watch.revision for watch in self.watches]
             raise AssertionError(f"watches stand at {stand}, not at {revision}") from None
         finally:
-            for task in self._watching:
-                task.cancel()
-            await asyncio.gather(*self._watching, return_exceptions=True)
-            assert self._session is not None
-            await self._session.close()
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        assert self._session is not None
+        await self._session.close()
 
     def _own_chance(self, number: int) -> random.Random:
         return random.Random(self._chance.getrandbits(64) ^ number)
@@ -297,7 +303,7 @@ class Load:
         self, client: AsyncClient, name: str, number: int, chance: random.Random
     ) -> None:
         try:
-            async with client.locks.hold(name, str(number), ttl=2, wait=4.0) as lock:
+            async with client.locks.hold(name, str(number), ttl=2, wait=2.0) as lock:
                 tenure = Tenure(name, number, lock.token, now_us())
                 self.tenures.append(tenure)
                 try:
