@@ -525,6 +525,10 @@ class Member:
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
         self.replica.share_hash()
         self._announce()
+        try:
+            self._look_for_space()
+        except Exception as error:
+            self._crashed(error)
         if time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + WATCH_PROGRESS_SECONDS
             self.replica.hub.mark_progress()
@@ -550,7 +554,12 @@ class Member:
     def _watch_space(self) -> None:
         """Raise or clear this member's space alarm, with the log's reserve still there."""
         used, quota = self._opened.backend.used_bytes(), self.config.quota_backend_bytes
-        disk_full = self._disk_full or self._opened.wal.disk_full is not None
+        opened = self._opened
+        disk_full = (
+            self._disk_full
+            or opened.wal.disk_full is not None
+            or opened.backend.disk_full is not None
+        )
         alarmed = (commands.AlarmKind.NOSPACE, self.member_id) in self.machine.alarms
         if self.node.leader == NO_MEMBER or self._alarming:
             return
@@ -563,6 +572,13 @@ class Member:
         elif alarmed and not disk_full and used <= quota * NO_SPACE_CLEARED_AT:
             log.info("there is space again", extra={"used_bytes": used, "quota_bytes": quota})
             self._propose_alarm(False)
+
+    def _look_for_space(self) -> None:
+        """While writes are refused nothing else would find out that the disk has space again."""
+        self._opened.backend.look_for_space()
+        # Stuck in a write, the log's thread tries by itself.
+        if not self._disk_full and self._opened.wal.disk_full is not None:
+            self._append.run(Wal.look_for_space)
 
     def _propose_alarm(self, on: bool) -> None:
         self._alarming = True

@@ -162,6 +162,9 @@ class MemoryBackend:
         self.disk_full: StorageError | None = None
         self._staged: list[Any] | None = None
 
+    def look_for_space(self) -> None:
+        """Memory is never full."""
+
     def read(self) -> MemoryReader:
         """See `Backend.read`."""
         return MemoryReader(self)
