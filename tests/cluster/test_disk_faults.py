@@ -5,12 +5,14 @@ or a write cannot be trusted any more: the member ends, and says why.
 """
 
 import asyncio
+import errno
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raftkv.cli.exits import FAILED
 from tests.support.disks import fill, small_disk
 from tests.support.processes import Cluster, Member, running
 from tests.support.proof import under_load
@@ -75,3 +77,47 @@ async def writable(cluster: Cluster, member: Member, seconds: float = 10.0) -> N
             return
         assert time.monotonic() < deadline, body
         await asyncio.sleep(0.05)
+
+
+def faulty(member: Member, *faults: str) -> None:
+    """Start `member` on a disk with faults; see fiu-run(1) for what they are called."""
+    member.command = ["fiu-run", "-x"]
+    for fault in faults:
+        member.command += ["-c", fault]
+    member.start()
+
+
+async def ended(member: Member, seconds: float = 20.0) -> int:
+    """Wait for the process to end by itself; its exit code."""
+    assert member.process is not None
+    return await asyncio.to_thread(member.process.wait, seconds)
+
+
+async def test_a_member_whose_disk_fails_ends_and_says_why(tmp_path: Path) -> None:
+    async with running(tmp_path, 3) as cluster, under_load(cluster, 2, MIX):
+        victim = cluster.members[0]
+        for call in ("sync/fdatasync", "rw/pwrite"):
+            victim.kill()
+            fault = f"enable_random name=posix/io/{call},probability=0.05,failinfo={errno.EIO}"
+            faulty(victim, fault)
+            assert await ended(victim) == FAILED, victim.output()
+            last = victim.output().splitlines()[-1]
+            assert last.startswith("error: ") and "Input/output error" in last, last
+            victim.command = []
+            victim.start()
+            await cluster.ready(victim)
+
+
+async def test_writes_that_the_kernel_takes_in_parts_are_whole(tmp_path: Path) -> None:
+    async with running(tmp_path, 3) as cluster, under_load(cluster, 3, MIX):
+        victim = cluster.members[0]
+        victim.stop()
+        faulty(victim, "enable_random name=posix/io/rw/pwrite/reduce,probability=0.3")
+        await cluster.ready(victim)
+        await lead(cluster, victim)
+        await asyncio.sleep(1.0)
+        # What it wrote has to be read back, too.
+        victim.kill()
+        victim.command = []
+        victim.start()
+        await cluster.ready(victim)
