@@ -14,7 +14,7 @@ none. The number of steps is bounded; beyond it the history is "not decided", wh
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,7 +30,6 @@ from tests.linearizability.history import (
     Outcome,
     Put,
     Range,
-    Request,
     Revoke,
     Txn,
     WatchLog,
@@ -42,7 +41,7 @@ from tests.linearizability.report import Cause, Report, Violation, story
 from tests.linearizability.tenures import Tenures, leased_keys
 
 STEPS_PER_OPERATION_MAX: Final = 20
-STEPS_MIN: Final = 200_000
+STEPS_MIN: Final = 50_000
 REAL_TIME_REPORTED_MAX: Final = 3
 TAIL_REVISIONS_MAX: Final = 8
 WEIGHED_MAX: Final = 64
@@ -244,6 +243,7 @@ class _Replay:
         # A value that only one operation writes names the operation that made its revision.
         self.pins: dict[int, int] = {}
         self.gaps_of: dict[bytes, list[int]] = {}
+        self.footprints: dict[int, set[bytes]] = {}
         for revision in self.missing:
             for key, record in self.facts.shown.get(revision, {}).items():
                 writers = [] if record is None else self.namer.writers(key, record.value)
@@ -439,18 +439,23 @@ class _Replay:
         against = self._against(revision)
         if against is None:
             return None
-        keys = self.leased_keys.get(lease, set()) if lease else self._footprint(request)
+        keys = self.leased_keys.get(lease, set()) if lease else self._footprint(guess.operation)
         return self._blame(keys.union(against), revision)
 
-    def _footprint(self, request: Request | None) -> set[bytes]:
-        """The keys that decide what a request does."""
-        keys: set[bytes] = set()
-        if isinstance(request, Put | Delete | Range | Txn):
-            for each in footprint(request):
-                start, end = (each.key, None) if isinstance(each, Put) else (each.start, each.end)
-                keys.update(interval_slice(self.facts.names, start, end))
-        elif isinstance(request, Revoke):
-            keys = self.leased_keys.get(request.lease, set())
+    def _footprint(self, index: int) -> set[bytes]:
+        """The keys that decide what an operation does."""
+        keys = self.footprints.get(index)
+        if keys is None:
+            keys = self.footprints[index] = set()
+            request = self.operations[index].request
+            if isinstance(request, Put | Delete | Range | Txn):
+                for each in footprint(request):
+                    if isinstance(each, Put):
+                        keys.add(each.key)
+                    else:
+                        keys.update(interval_slice(self.facts.names, each.start, each.end))
+            elif isinstance(request, Revoke):
+                keys |= self.leased_keys.get(request.lease, set())
         return keys
 
     def _against(self, revision: int) -> list[bytes] | None:
@@ -509,13 +514,11 @@ class _Replay:
 
     def _weighed(self, revision: int, guesses: Iterator[_Guess]) -> Iterator[_Guess]:
         """Of the first guesses, those first that touch a key in need of a write about here."""
-        keys = self.pressing.get(revision, ())
-
-        def idle(guess: _Guess) -> bool:
-            request = self.operations[guess.operation].request
-            return not any(touches(request, key) for key in keys)
-
-        yield from sorted(islice(guesses, WEIGHED_MAX), key=idle)
+        keys = self.pressing.get(revision, set())
+        first = islice(guesses, WEIGHED_MAX)
+        yield from sorted(
+            first, key=lambda guess: keys.isdisjoint(self._footprint(guess.operation))
+        )
         yield from guesses
 
     def _shown_writers(self, revision: int) -> list[int] | None:
@@ -527,11 +530,16 @@ class _Replay:
 
     def _blame(self, keys: Iterable[bytes], revision: int) -> set[int]:
         """The gaps before `revision` that may have touched the keys since they were last proved."""
-        if not self.gaps:
+        if not self.gaps or self.gaps[0].revision >= revision:
             return set()
         proved = min((self.facts.proved_before(key, revision) for key in keys), default=0)
-        revisions = [gap.revision for gap in self.gaps]
-        return set(revisions[bisect_right(revisions, proved) : bisect_left(revisions, revision)])
+        blame: set[int] = set()
+        for gap in reversed(self.gaps):
+            if gap.revision <= proved:
+                break
+            if gap.revision < revision:
+                blame.add(gap.revision)
+        return blame
 
     def _conflict(self, difference: Difference, revision: int, index: int | None) -> _Conflict:
         if not self.gaps:
@@ -540,7 +548,7 @@ class _Replay:
         if difference.key is not None:
             keys = [difference.key]
         elif index is not None:
-            keys = self._footprint(self.operations[index].request)
+            keys = self._footprint(index)
         blame = self._blame(keys, revision)
         if self.gaps[-1].revision == revision:
             blame.add(revision)
