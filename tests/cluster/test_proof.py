@@ -1,6 +1,7 @@
 """The proof itself: evidence of a sound cluster passes, and each forged piece of it fails."""
 
 import asyncio
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,6 +113,18 @@ def token_passed_over(evidence: Evidence) -> None:
     events[one], events[two] = events[two], events[one]
 
 
+def held_twice(evidence: Evidence) -> None:
+    """Two clients count on one lock at once."""
+    first, second = evidence.holdings[0], evidence.holdings[1]
+    evidence.holdings[0] = replace(first, until_us=second.acquired_us + 1)
+
+
+def event_left_out(evidence: Evidence) -> None:
+    """A watch skips what it should have told."""
+    log = next(log for log in evidence.watches[0] if len(log.responses) > 2)
+    del log.responses[1]
+
+
 FORGERIES: list[Callable[[Evidence], None]] = [
     unwritten,
     refused_and_done,
@@ -119,6 +132,8 @@ FORGERIES: list[Callable[[Evidence], None]] = [
     stale,
     invented,
     token_passed_over,
+    held_twice,
+    event_left_out,
 ]
 
 
@@ -128,9 +143,7 @@ async def test_sound_evidence_passes_and_forged_evidence_does_not(tmp_path: Path
     judge(evidence, tally)
     assert tally.acknowledged_writes and tally.guarded_writes and tally.watch_events
     for forge in FORGERIES:
-        forged = replace(
-            evidence, operations=list(evidence.operations), events=dict(evidence.events)
-        )
+        forged = copy.deepcopy(evidence)
         forge(forged)
         try:
             judge(forged, Tally())

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ import aiohttp
 from tests.linearizability.history import (
     Delete,
     DeleteAnswer,
+    Grant,
     KeyRecord,
     Operation,
     Outcome,
@@ -31,13 +32,17 @@ from tests.linearizability.history import (
     WatchLog,
     WatchResponse,
 )
+from tests.linearizability.lease_oracle import check_leases, lease_ends
+from tests.linearizability.lock_oracle import Effect, Holding, check_locks
 from tests.linearizability.model import holds_key
+from tests.linearizability.report import Report, Violation
+from tests.linearizability.watch_oracle import check_watch
 from tests.linearizability.witness import check_witness
 from tests.support.http_requests import encode, record
 from tests.support.processes import Cluster, Member
 from tests.support.rebase import Rebase, foreign_writes
 from tests.support.recorder import Urls, WatchRecorder
-from tests.support.workload import Load, Mix, Tenure
+from tests.support.workload import Load, Mix
 
 Revisions = dict[int, tuple[WatchEvent, ...]]
 """All events, by revision."""
@@ -122,8 +127,10 @@ class Evidence:
     operations: list[Operation]
     watches: list[list[WatchLog]]
     """The logs of each watch, one after another."""
-    tenures: list[Tenure]
+    holdings: list[Holding]
     events: Revisions
+    compact_revision: int
+    """At the end."""
     final: tuple[KeyRecord, ...]
     """What is under the prefix at `last_revision`, alike on all members."""
 
@@ -140,7 +147,9 @@ class Tally:
     revisions: int = 0
     watch_connections: int = 0
     watch_events: int = 0
-    tenures: int = 0
+    leases: int = 0
+    expired: int = 0
+    holdings: int = 0
     guarded_writes: int = 0
     seconds: float = 0.0
     """Spent on judging."""
@@ -156,7 +165,7 @@ class Tally:
         for logs in evidence.watches:
             self.watch_connections += len(logs)
             self.watch_events += sum(len(each.events) for log in logs for each in log.responses)
-        self.tenures += len(evidence.tenures)
+        self.holdings += len(evidence.holdings)
 
     def brief(self) -> str:
         """For a line of progress."""
@@ -168,7 +177,8 @@ class Tally:
             f"{self.unknown} unknown), {self.acknowledged_writes} acknowledged writes all there; "
             f"{self.revisions} revisions alike on all members; "
             f"{self.watch_events} events over {self.watch_connections} watch connections; "
-            f"{self.tenures} tenures of locks with {self.guarded_writes} guarded writes; "
+            f"{self.leases} leases, {self.expired} of which ran out with keys; "
+            f"{self.holdings} holdings of locks with {self.guarded_writes} guarded writes; "
             f"judged in {self.seconds:.0f} s"
         )
 
@@ -203,8 +213,9 @@ async def settle(cluster: Cluster, load: Load, auditor: Auditor, first_revision:
         last_revision=marked,
         operations=load.history.operations,
         watches=[watch.logs for watch in load.watches],
-        tenures=load.tenures,
+        holdings=load.holdings,
         events=events,
+        compact_revision=int(status["compact_revision"]),
         final=finals[0],
     )
 
@@ -304,51 +315,68 @@ def _puts(request: object) -> Iterator[Put]:
             yield from _puts(operation)
 
 
-def fencing_holds(evidence: Evidence) -> int:
-    """Writes guarded by a lock came in the order of their tokens; how many there were.
-
-    A holder of an older token must not get through once a newer one has.
-    """
-    newest = 0
-    writes = 0
-    for revision, events in evidence.events.items():
-        for event in events:
-            if event.kind == "put" and event.record.key.startswith(b"fenced/" + evidence.prefix):
-                token = int(event.record.value)
-                assert token >= newest, f"token {token} at revision {revision}, after {newest}"
-                newest = token
-                writes += 1
-    return writes
-
-
 def judge(evidence: Evidence, tally: Tally) -> None:
     """Everything that can be checked of one batch. Raises AssertionError."""
     began = time.monotonic()
     tally.add(evidence)
     tally.acknowledged_writes += nothing_lost(evidence)
-    tally.guarded_writes += fencing_holds(evidence)
-    linearizable(evidence)
+    rebase = Rebase(evidence.first_revision)
+    operations = rebase.operations(evidence.operations)
+    report = linearizable(evidence, operations, rebase)
+    ends = lease_ends(operations, report)
+    effects = _guarded_writes(evidence)
+    found = [*check_leases(operations, ends), *check_locks(evidence.holdings, effects)]
+    for logs in evidence.watches:
+        found += _watched(list(map(rebase.log, logs)), report.truth, evidence, rebase)
+    _none(found, evidence)
+    tally.leases += sum(isinstance(each.request, Grant) for each in operations)
+    tally.expired += len(ends)
+    tally.guarded_writes += len(effects)
     tally.seconds += time.monotonic() - began
 
 
-def linearizable(evidence: Evidence) -> None:
+def linearizable(evidence: Evidence, operations: list[Operation], rebase: Rebase) -> Report:
     """One copy could have given every answer, by the revisions and by the auditor's events."""
-    rebase = Rebase(evidence.first_revision)
-    operations = rebase.operations(evidence.operations)
     others, left_by_others = foreign_writes(evidence.events, evidence.prefix, rebase)
-    log = WatchLog(
-        evidence.prefix, _after(evidence.prefix), 2, True, frozenset(), _audited(evidence, rebase)
-    )
+    told = _audited(evidence, rebase)
+    log = WatchLog(evidence.prefix, _after(evidence.prefix), 2, True, frozenset(), told)
     report = check_witness(
         [*operations, *others],
         final=[*map(rebase.record, evidence.final), *left_by_others],
         final_revision=rebase.revision(evidence.last_revision),
         watches=[log],
     )
-    assert report.ok, f"revisions count from {evidence.first_revision - 1} here\n{report}"
-    told = [event for response in log.responses for event in response.events]
+    _none(report.violations, evidence)
+    assert report.ok, f"{report}"
     truth = [event for event in report.truth if event.record.key.startswith(evidence.prefix)]
-    assert truth == told, "the auditor was told of other events than the answers prove"
+    events = [event for response in told for event in response.events]
+    assert truth == events, "the auditor was told of other events than the answers prove"
+    return report
+
+
+def _watched(
+    logs: list[WatchLog], truth: Sequence[WatchEvent], evidence: Evidence, rebase: Rebase
+) -> Iterator[Violation]:
+    """One watch over all its connections: each goes on where the one before was."""
+    ends = [log.start_revision - 1 for log in logs[1:]]
+    compacted = rebase.revision(evidence.compact_revision)
+    for log, end in zip(logs, [*ends, 0], strict=True):
+        yield from check_watch(log, truth, compacted=compacted, complete_to=end)
+
+
+def _guarded_writes(evidence: Evidence) -> list[Effect]:
+    fenced = b"fenced/" + evidence.prefix
+    return [
+        Effect(int(event.record.value), revision)
+        for revision, events in evidence.events.items()
+        for event in events
+        if event.kind == "put" and event.record.key.startswith(fenced)
+    ]
+
+
+def _none(violations: Iterable[Violation], evidence: Evidence) -> None:
+    found = "\n\n".join(map(str, violations))
+    assert not found, f"revisions count from {evidence.first_revision - 1} here\n{found}"
 
 
 def _audited(evidence: Evidence, rebase: Rebase) -> list[WatchResponse]:

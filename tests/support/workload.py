@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -37,6 +37,7 @@ from tests.linearizability.history import (
     Revoke,
     Txn,
 )
+from tests.linearizability.lock_oracle import Holding
 from tests.support.recorder import (
     Asks,
     LibraryClient,
@@ -64,17 +65,6 @@ class Mix:
     """Requests of plain and library clients together; they wait between two of their own."""
 
 
-@dataclass(slots=True)
-class Tenure:
-    """A time for which one client believed that it held a lock."""
-
-    lock: str
-    holder: int
-    token: int
-    from_us: int
-    to_us: int = 0
-
-
 class Load:
     """Runs while the block runs; what was recorded is complete after it."""
 
@@ -89,7 +79,8 @@ class Load:
         """`prefix` of every key but the locks'; `from_revision`: where watchers begin, 0: now."""
         self.prefix = prefix.encode()
         self.history = History()
-        self.tenures: list[Tenure] = []
+        self.holdings: list[Holding] = []
+        """Of the one lock that all lock holders contend for."""
         self.watches: list[WatchRecorder] = []
         self._urls = urls
         self._chance = chance
@@ -302,17 +293,19 @@ class Load:
     async def _hold_once(
         self, client: AsyncClient, name: str, number: int, chance: random.Random
     ) -> None:
+        asked_us = now_us()
         try:
             async with client.locks.hold(name, str(number), ttl=2, wait=2.0) as lock:
-                tenure = Tenure(name, number, lock.token, now_us())
-                self.tenures.append(tenure)
+                at = len(self.holdings)
+                self.holdings.append(Holding(number, lock.token, asked_us, now_us()))
                 try:
                     await asyncio.sleep(chance.uniform(0.0, 0.1))
                     fenced = put(f"fenced/{name}", f"{lock.token}")
                     await client.txn().when(lock.guard()).then(fenced).commit()
                     await asyncio.sleep(chance.uniform(0.0, 0.3))
                 finally:
-                    tenure.to_us = now_us()
+                    until_us = min(now_us(), int(lock._valid_until * 1_000_000))
+                    self.holdings[at] = replace(self.holdings[at], until_us=until_us)
         except LeaseLost:
             pass
 
