@@ -742,6 +742,22 @@ def test_a_full_disk_loses_nothing_and_may_be_tried_again(tmp_path: Path) -> Non
     assert recovered.hard_state == HardState(2, 2, 0)
 
 
+def test_space_for_the_next_segment_is_found_without_a_write(tmp_path: Path) -> None:
+    disk = QuickDisk()
+    wal, _ = open_wal(tmp_path, disk, spawn=lambda job: job())
+    disk.free = SEGMENT - 1
+    index = 1
+    while wal.disk_full is None:
+        wal.write([entry(index)])
+        index += 1
+    wal.look_for_space()
+    assert wal.disk_full is not None
+    disk.free = 1 << 40
+    wal.look_for_space()
+    assert wal.disk_full is None
+    wal.close()
+
+
 def test_no_room_for_the_next_segment(tmp_path: Path) -> None:
     disk = QuickDisk()
     jobs: list[object] = []
