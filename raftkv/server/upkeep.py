@@ -148,6 +148,9 @@ class Upkeep:
 
     def snapshot_due(self) -> bool:
         """Whether it is time for a snapshot of this member's own."""
+        if self._opened.machine.applied_index <= self.snapshot_index:
+            # However much log there is that is not committed: it would be the same snapshot again.
+            return False
         log_bytes = self._opened.log.bytes_since(self.snapshot_index)
         if log_bytes <= self._settings.snapshot_log_bytes:
             return log_bytes > 0 and buggify("early-snapshot")
@@ -160,7 +163,7 @@ class Upkeep:
         opened.log.snapshot_ready(meta)
         kept = 0 if buggify("no-log-kept") else self._settings.snapshot_catchup_entries
         keep_from = max(0, meta.index - kept)
-        if keep_from > opened.log.first_index():
+        if keep_from >= opened.log.first_index():
             opened.log.compact(keep_from)
 
         def release(wal: Wal) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftkv.consensus.types import ChangeKind, ConfigChange
 from raftkv.errors import RaftkvError, check
+from raftkv.machine.events import Event
 from raftkv.server.bootstrap import Founding, FoundingMember
 from raftkv.simulation.invariants import Invariants
 from raftkv.simulation.member import MemberSettings, SimMember
@@ -35,6 +36,8 @@ class SimCluster:
         self.network = SimNetwork(world)
         self.invariants = Invariants(self)
         self.members: dict[int, SimMember] = {}
+        self.events: list[Event] = []
+        """Every event that any member has applied, in order of revisions."""
         self.restarting = True
         """Whether processes that ended by themselves are started again."""
         self._settings = settings
@@ -81,6 +84,15 @@ class SimCluster:
                 return leader
             self.world.run(0.1)
         raise RaftkvError(f"no leader within {seconds} s of simulated time")
+
+    def happened(self, events: Sequence[Event]) -> None:
+        """A member has applied these; those that none had applied before are new."""
+        newest = self.events[-1] if self.events else None
+        self.events += [
+            event
+            for event in events
+            if newest is None or (event.revision, event.sub) > (newest.revision, newest.sub)
+        ]
 
     def died(self, member: SimMember) -> None:
         """The process of `member` ended by itself."""

@@ -343,24 +343,24 @@ class SimDisk:
 
     def power_cut(self) -> None:
         """End the machine at this instant and start it again, with what its medium holds."""
+        self.settle(self.draw_outcome())
+
+    def draw_outcome(self) -> Outcome:
+        """What a power cut at this instant would leave."""
         random = self._random
         outcome = Outcome()
-        for folder in self._folders():
-            if folder.changes:
-                outcome.changes[folder.number] = random.randint(0, len(folder.changes))
+        for folder in self.unsynced_folders():
+            outcome.changes[folder.number] = random.randint(0, len(folder.changes))
         for node in self.unsynced_files():
             share = random.random()
-            sectors = sorted(node.unsynced)
-            kept = frozenset(sector for sector in sectors if random.random() < share)
-            dropped = [sector for sector in sectors if sector not in kept]
+            kept = frozenset(one for one in sorted(node.unsynced) if random.random() < share)
             outcome.sectors[node.number] = kept
             if node.lengths:
                 outcome.lengths[node.number] = random.choice(node.lengths)
+            dropped = [one for one in sorted(node.unsynced) if one not in kept]
             if dropped and random.random() < 0.5:
                 outcome.torn[node.number] = (random.choice(dropped), random.randrange(SECTOR_BYTES))
-                self.injected["sector_torn"] += 1
-            self.injected["unsynced_lost"] += len(dropped)
-        self.settle(outcome)
+        return outcome
 
     def settle(self, outcome: Outcome) -> None:
         """As `power_cut`, with a given outcome instead of a random one.
@@ -368,6 +368,10 @@ class SimDisk:
         For enumerating outcomes; `unsynced_files` and `unsynced_folders` say what there is.
         """
         self.injected["power_cut"] += 1
+        self.injected["sector_torn"] += len(outcome.torn)
+        for node in self.unsynced_files():
+            kept = outcome.sectors.get(node.number, frozenset())
+            self.injected["unsynced_lost"] += len(node.unsynced) - len(kept)
         self._boots += 1
         self._end_process()
         self._root.settle(outcome)

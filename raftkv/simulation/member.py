@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from raftkv.errors import (
 from raftkv.limits import MIB
 from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine
+from raftkv.machine.results import Applied
 from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, append_steps
 from raftkv.server.bootstrap import Founding
 from raftkv.server.opening import Opened, open_files
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from raftkv.simulation.cluster import SimCluster
 
 DATA_DIRECTORY = "/raftkv"
+WALL_MS = 1_700_000_000_000
+"""Wall clock at the beginning of time."""
 TRANSFER_PATIENCE_US = 3 * SECOND_US
 """A snapshot transfer that does not move for so long has failed."""
 
@@ -112,7 +115,7 @@ class SimMember:
         self.disk = SimDisk(random.Random(self.world.random.getrandbits(64)))
         self.tables = SimTables()
         self.durable = DurableLog()
-        self.wall_offset_ms = 1_700_000_000_000 + self.world.random.randrange(-5_000, 5_000)
+        self.wall_wrong_ms = self.world.random.randrange(-5_000, 5_000)
         self.life = 0
         """Counts the processes of this member."""
         self.up = False
@@ -166,6 +169,8 @@ class SimMember:
         self.up = True
         self.opened = opened
         self.machine: Machine = opened.machine
+        self._apply = self.machine.apply
+        self.machine.apply = self._applied  # type: ignore[method-assign]
         self.cluster.invariants.started(self)
         wal = opened.wal
         check(isinstance(wal, WitnessedWal), "a simulated log has a witness")
@@ -314,13 +319,16 @@ class SimMember:
         if self.paused_until_us > self.world.now_us:
             self._backlog.append((callback, arguments))
             return
+        failed: StorageError | None = None
         try:
             callback(*arguments)
         except StorageError as error:
-            self._died(error)
-            return
+            failed = error
         if self.up:
+            # Also of a step that failed half-way: what it sent is on its way.
             self.cluster.invariants.check(self)
+        if failed is not None:
+            self._died(failed)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -405,6 +413,13 @@ class SimMember:
 
         self.deliver(begin, tracked)
 
+    def _applied(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Applied]:
+        """Every event of the cluster is seen here, at the first member that applies it."""
+        applied = self._apply(entries)
+        for entry in applied:
+            self.cluster.happened(entry.events)
+        return applied
+
     @property
     def leads(self) -> bool:
         """Whether this member believes that it leads."""
@@ -422,7 +437,7 @@ class SimMember:
 
     def wall_ms(self) -> int:
         """See `Surroundings.wall_ms`."""
-        return self.wall_offset_ms + self.world.now_us // 1000
+        return WALL_MS + self.wall_wrong_ms + self.world.now_us // 1000
 
     def send(self, peer: int, messages: list[Message]) -> None:
         """See `Surroundings.send`."""

@@ -11,27 +11,49 @@ NAME = "tables.mem"
 """Stands for the LMDB file: whether it is there decides whether the tables are."""
 
 
+class SimBackend(MemoryBackend):
+    """Tables that know whether they were synced since they last changed."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk=disk)
+        self._synced: list[int] | None = None
+
+    def install(self) -> None:
+        """See `Backend.install`."""
+        super().install()
+        self._synced = None
+
+    def sync(self) -> None:
+        """See `Backend.sync`."""
+        self._synced = list(self._changes)
+
+    def lose(self, chance: random.Random) -> None:
+        """The machine went down: without a sync rows are torn out at random."""
+        if self._synced == self._changes:
+            return
+        for rows in self._tables:
+            for key in [key for key in rows if chance.random() < 0.3]:
+                del rows[key]
+
+
 class SimTables:
     """Keeps a member's tables while its process is down. `open` is an `OpenTables`."""
 
     def __init__(self) -> None:
-        self._backend: MemoryBackend | None = None
+        self._backend: SimBackend | None = None
 
-    def open(self, path: str, disk: Disk) -> MemoryBackend:
+    def open(self, path: str, disk: Disk) -> SimBackend:
         """The tables as the last process left them, or empty ones where there is no file."""
         file = join(path, NAME)
         if self._backend is None or not disk.exists(file):
             disk.open(file, create=True).close()
-            self._backend = MemoryBackend(disk=disk)
+            self._backend = SimBackend(disk)
         return self._backend
 
     def power_cut(self, chance: random.Random) -> None:
-        """What the kernel had not written back is gone: rows are torn out at random.
+        """What the kernel had not written back is gone.
 
-        Recovery must not trust these tables. If it does, the state hash tells.
+        Recovery must not trust what is left then. If it does, the state hash tells.
         """
-        if self._backend is None:
-            return
-        for rows in self._backend._tables:
-            for key in [key for key in rows if chance.random() < 0.3]:
-                del rows[key]
+        if self._backend is not None:
+            self._backend.lose(chance)

@@ -69,8 +69,8 @@ class DurableLog:
         self.pending = []
         self.base = log.first_index() - 1
         self.hard_state = hard_state
-        entries = log.entries(self.base + 1, log.last_index() + 1, 1 << 62) if _some(log) else ()
-        self.terms = [(entry.term, google_crc32c.value(entry.data)) for entry in entries]
+        indexes = range(self.base + 1, log.last_index() + 1)
+        self.terms = [(log.term(index), log.checksum(index)) for index in indexes]
 
     def _described(self, hard_state: HardState, log: WalLog) -> str | None:
         """How the log differs from this record; None: it does not."""
@@ -81,9 +81,9 @@ class DurableLog:
             return f"ends at {self.last_index}; found {log.last_index()}"
         first = max(self.base + 1, log.first_index())
         for index in range(first, self.last_index + 1):
-            if log.term(index) != self.terms[index - self.base - 1][0]:
-                term = self.terms[index - self.base - 1][0]
-                return f"index {index} of term {term}; found {log.term(index)}"
+            found = (log.term(index), log.checksum(index))
+            if found != self.terms[index - self.base - 1]:
+                return f"index {index}: {self.terms[index - self.base - 1]}; found {found}"
         return None
 
     def _take(self, write: _Write) -> None:
@@ -95,10 +95,6 @@ class DurableLog:
         if entries:
             del self.terms[max(0, entries[0].index - self.base - 1) :]
             self.terms += [(entry.term, google_crc32c.value(entry.data)) for entry in entries]
-
-
-def _some(log: WalLog) -> bool:
-    return log.last_index() >= log.first_index()
 
 
 class WitnessedWal(Wal):

@@ -15,11 +15,12 @@ durably, before this run is noted, and rebuilt from snapshot and log.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from raftkv.errors import CorruptionError, FormatError, check
+from raftkv.errors import CorruptionError, FormatError, StorageError, check
 from raftkv.storage.disk import DIRECTORY_MODE, Disk, Lock, join, parent, read_file, replace_file
 from raftkv.storage.frames import REPAIR, WalIdentity
 
@@ -28,6 +29,7 @@ PROGRAM: Final = "raftkv"
 FORMAT_NAME: Final = "FORMAT"
 LOCK_NAME: Final = "LOCK"
 RUN_NAME: Final = "RUN"
+FOLDERS: Final = ("wal", "snapshots", "tables")
 _FILE_BYTES_MAX: Final = 4096
 
 
@@ -43,9 +45,9 @@ class DataDir:
         """None: nothing has been founded here yet; call `found`."""
         self.notes: tuple[str, ...] = ()
         """Sentences for the operator's log."""
-        self.wal_path = join(path, "wal")
-        self.snapshots_path = join(path, "snapshots")
-        self.tables_path = join(path, "tables")
+        self.wal_path, self.snapshots_path, self.tables_path = (
+            join(path, name) for name in FOLDERS
+        )
         self._trusted = False
         self._running = False
 
@@ -57,15 +59,14 @@ class DataDir:
         foreign one, or a folder full of something else), CorruptionError or StorageError.
         """
         fresh = not disk.exists(path)
-        disk.make_directory(path)
+        if not disk.exists(join(path, FORMAT_NAME)):
+            _make_durably(disk, path)
         names = set(disk.list(path))
-        if names - {"lost+found"} and FORMAT_NAME not in names and not _left_by_us(names):
+        if FORMAT_NAME not in names and not _left_by_us(disk, path, names):
             raise FormatError(
                 f"{path} is not empty and is not a raftkv data directory; choose another",
                 path=path,
             )
-        if fresh:
-            disk.sync_directory(parent(path))
         lock = disk.lock(join(path, LOCK_NAME))
         directory = cls(disk, path, lock)
         try:
@@ -202,6 +203,29 @@ class DataDir:
         replace_file(self._disk, join(self.path, name), data)
 
 
-def _left_by_us(names: set[str]) -> bool:
-    """Whether a first start was interrupted before FORMAT was written."""
-    return names <= {LOCK_NAME, FORMAT_NAME + ".tmp", "lost+found"}
+def _make_durably(disk: Disk, path: str) -> None:
+    """Make the folder and what is missing above it, each durable before the next one is made.
+
+    So at most the deepest one that is there already is not durable yet, if an earlier start was
+    cut short behind its making.
+    """
+    missing: list[str] = []
+    deepest = path
+    while not disk.exists(deepest):
+        missing.append(deepest)
+        deepest = parent(deepest)
+    try:
+        disk.sync_directory(parent(deepest))
+    except StorageError as error:
+        # We cannot have made it in a folder that we may not even read.
+        if error.facts.get("errno") not in (errno.EACCES, errno.EPERM):
+            raise
+    for folder in reversed(missing):
+        disk.make_directory(folder)
+        disk.sync_directory(parent(folder))
+
+
+def _left_by_us(disk: Disk, path: str, names: set[str]) -> bool:
+    """Whether nothing is there but what a first start makes before FORMAT is written."""
+    names = names - {LOCK_NAME, FORMAT_NAME + ".tmp", "lost+found"}
+    return names <= set(FOLDERS) and not any(disk.list(join(path, name)) for name in names)

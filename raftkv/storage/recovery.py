@@ -15,6 +15,7 @@ names the file instead of a SIGBUS. 500 MB in entries of 64 KiB take about 0.2 s
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -89,6 +90,8 @@ class ScanState:
     term: int = 0
     vote: int = 0
     commit_index: int = 0
+    unproven_offset: int = 0
+    """In the last segment: from here to `offset` no later frame proves that a sync succeeded."""
     torn: bool = False
     """Bytes that are not zero follow `offset` and have to be cleared."""
 
@@ -164,10 +167,11 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
     unpack = FRAME.unpack_from
     offset, chain, sequence, size = HEADER_BYTES, state.chain, state.sequence, len(data)
     index = state.recovered.index
+    unproven: deque[tuple[int, int]] = deque()
     reason = "frame cut short"
     while offset + FRAME.size <= size:
         (
-            magic, header_crc, crc, length, flags, number, _, count, meta_length,
+            magic, header_crc, crc, length, flags, number, synced, count, meta_length,
             first_index, term, vote, commit,
         ) = unpack(data, offset)  # fmt: skip
         if magic != FRAME_MAGIC:
@@ -197,7 +201,11 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
             segment.live_last = index.last_index
         state.term, state.vote, state.commit_index = term, vote, commit
         chain, sequence = crc, number
+        unproven.append((number, offset))
+        while unproven and unproven[0][0] <= synced:
+            unproven.popleft()
         offset += length
+    state.unproven_offset = unproven[0][1] if unproven else offset
     state.offset, state.chain, state.sequence = offset, chain, sequence
     rest = _used_after(data, offset)
     if not last or not rest:

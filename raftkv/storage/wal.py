@@ -193,7 +193,7 @@ class Wal:
         self._mark = snapshot
         return self._append(tuple(entries), INSTALL, encode_meta(snapshot), snapshot)
 
-    def mark_snapshot(self, meta: SnapshotMeta) -> WriteReceipt:
+    def mark_snapshot(self, meta: SnapshotMeta) -> None:
         """Note that a local snapshot of the applied state is durable; the log stays as it is.
 
         Allows `release` of what it covers, once synced.
@@ -202,7 +202,10 @@ class Wal:
         check(meta.index >= self._mark.index, "snapshots only move forward", index=meta.index)
         check(meta.index <= self._last_index, "a snapshot of entries that are in the log")
         self._mark = meta
-        return self._append((), MARK, encode_meta(meta), None)
+        receipt = self._append((), MARK, encode_meta(meta), None)
+        # A segment that the marker began is told of by the next receipt: `WalLog` gets to see
+        # none for the marker.
+        self._begun = list(receipt.segments)
 
     def sync(self) -> None:
         """Make every write so far durable, with one fdatasync. Any failure is fatal."""
@@ -443,6 +446,11 @@ class Wal:
             for one in recovered.segments
         ]
         self._file = self._disk.open(self._segments[-1].path, write=True)
+        # After a failed sync the kernel may hold pages that it takes for clean and never writes. So
+        # what is read back is on the disk for certain only once it is written, and synced, again.
+        unproven = self._file.read(state.unproven_offset, state.offset - state.unproven_offset)
+        if unproven:
+            self._file.write(state.unproven_offset, unproven)
         if state.torn:
             self._file.fill_zeros(state.offset, state.offset + recovered.truncated_bytes)
         self._file.sync()

@@ -111,6 +111,10 @@ class WalLog:
             raise LogUnavailable
         return log.terms[place]
 
+    def checksum(self, index: int) -> int:
+        """CRC32C of the data of an entry that is here, as it was written."""
+        return self._index.crcs[index - self._index.base_index - 1]
+
     def entries(self, low: int, high: int, bytes_max: int) -> Sequence[Entry]:
         """Entries of [low, high), at least one, within `bytes_max` after the first.
 

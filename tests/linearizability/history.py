@@ -38,6 +38,7 @@ class Outcome(Enum):
 #
 # `end` None is a single key, b"\0" is everything from `start` on, else it is exclusive.
 
+TO_THE_END: Final = b"\0"
 Target = Literal["version", "create", "mod", "value", "lease"]
 Operator = Literal["=", "!=", "<", ">"]
 

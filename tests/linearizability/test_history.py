@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.linearizability.history import (
+    Answer,
     Compact,
     CompactAnswer,
     Compare,
@@ -22,6 +23,7 @@ from tests.linearizability.history import (
     PutAnswer,
     Range,
     RangeAnswer,
+    Request,
     Revoke,
     Txn,
     TxnAnswer,
@@ -48,7 +50,7 @@ def test_every_kind_of_operation_round_trips_through_a_file(tmp_path: Path) -> N
             RangeAnswer(4, (), 0),
         ),
     )
-    exchanges = [
+    exchanges: list[tuple[Request, Answer]] = [
         (Put(ANY, ANY, 3, True), PutAnswer(2, record)),
         (Delete(b"a"), DeleteAnswer(3, 0)),
         (Range(b"", b"\0", 5, True, 3), RangeAnswer(3, (record,), 1, True)),

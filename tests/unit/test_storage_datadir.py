@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from raftkv.errors import CorruptionError, FormatError, InvariantViolation, LockedError
+from raftkv.errors import (
+    CorruptionError,
+    FormatError,
+    InvariantViolation,
+    LockedError,
+    StorageError,
+)
+from raftkv.simulation.disk import SimDisk
+from raftkv.simulation.inodes import Outcome
 from raftkv.storage.datadir import DataDir
-from raftkv.storage.disk import RealDisk
+from raftkv.storage.disk import RealDisk, fail
 from raftkv.storage.frames import WalIdentity
+from tests.crash.recording import EndingDisk, PowerGone
 
 IDENTITY = WalIdentity(0xC1, 0xA1)
 
@@ -113,6 +124,54 @@ def test_an_interrupted_first_start_can_be_repeated(tmp_path: Path) -> None:
     directory = founded(tmp_path / "d")
     assert not (tmp_path / "d" / "FORMAT.tmp").exists()
     directory.close()
+
+
+def test_a_first_start_may_end_at_any_point() -> None:
+    """What is founded behind that survives a power cut, with all folders above it."""
+    ends_at = 0
+    while True:
+        machine = SimDisk(Random(1))
+        machine.make_directory("/srv")
+        machine.sync_directory("/")
+        disk = EndingDisk(machine, ends_at)
+        try:
+            directory = DataDir.open(disk, "/srv/new/deep/data")
+            directory.found(IDENTITY)
+            directory.begin_run()
+        except PowerGone:
+            machine.crash()
+            directory = DataDir.open(machine, "/srv/new/deep/data")
+            if directory.identity is None:
+                directory.found(IDENTITY)
+            directory.begin_run()
+            machine.settle(Outcome())
+            assert DataDir.open(machine, "/srv/new/deep/data").identity == IDENTITY
+        else:
+            break
+        ends_at += 1
+    assert ends_at > 12
+
+
+def test_folders_with_our_names_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "wal").mkdir()
+    DataDir.open(RealDisk(), str(tmp_path)).close()
+    (tmp_path / "wal" / "letter.txt").write_text("dear")
+    with pytest.raises(FormatError, match="not empty and is not a raftkv data directory"):
+        DataDir.open(RealDisk(), str(tmp_path))
+
+
+def test_a_parent_that_may_not_be_read_is_no_obstacle() -> None:
+    class Guarded(SimDisk):
+        def sync_directory(self, path: str) -> None:
+            if path == "/":
+                fail(PermissionError(errno.EACCES, "Permission denied"), "open", path, fatal=True)
+            super().sync_directory(path)
+
+    machine = Guarded(Random(1))
+    machine.make_directory("/home")
+    DataDir.open(machine, "/home/data").found(IDENTITY)
+    with pytest.raises(StorageError, match="Permission denied"):
+        DataDir.open(machine, "/data")
 
 
 @pytest.mark.parametrize(
