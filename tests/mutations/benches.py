@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from tests.mutations.catalogue import Bench
+from tests.simulation.run import run_seed
 from tests.unit.test_consensus_random import Walk
 from tests.unit.test_server_watch_oracle import test_watch_properties as watch_properties
 
@@ -26,6 +27,7 @@ def _group(seed: int) -> None:
 RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.GROUP: _group,
     Bench.WATCHES: watch_properties,
+    Bench.SIMULATION: run_seed,
 }
 """Each takes a seed and raises when anything is not as promised."""
 
@@ -51,4 +53,13 @@ def violation(bench: Bench, seed: int) -> BaseException | None:
             RUNS[bench](seed)
     except Exception as error:
         return error
+    return None
+
+
+def first_violation(bench: Bench, seeds: Iterable[int]) -> tuple[int, BaseException] | None:
+    """The first of `seeds` that finds anything, and what; None: they all pass."""
+    for seed in seeds:
+        found = violation(bench, seed)
+        if found is not None:
+            return seed, found
     return None

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.mutations.benches import RUNS, violation
+from tests.mutations.benches import RUNS, first_violation, violation
 from tests.mutations.catalogue import MUTATIONS, Bench, applied
 
 RANGE_DISTANCE = 1_000_000
@@ -78,16 +78,20 @@ def hunt(name: str, bench_name: str, first_seed: int, seeds: int) -> Hunt:
     bench = Bench(bench_name)
     began = perf_counter()
     with applied(name):
-        for count, seed in enumerate(range(first_seed, first_seed + seeds), 1):
-            found = violation(bench, seed)
-            if found is not None:
-                break
-        else:
-            return Hunt(name, bench_name, first_seed, None, perf_counter() - began)
+        caught = first_violation(bench, range(first_seed, first_seed + seeds))
     seconds = perf_counter() - began
+    if caught is None:
+        return Hunt(name, bench_name, first_seed, None, seconds)
+    seed, found = caught
     clean = violation(bench, seed)
     return Hunt(
-        name, bench_name, first_seed, count, seconds, _tell(found), _tell(clean) if clean else ""
+        name,
+        bench_name,
+        first_seed,
+        seed - first_seed + 1,
+        seconds,
+        _tell(found),
+        _tell(clean) if clean else "",
     )
 
 
