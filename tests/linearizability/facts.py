@@ -140,29 +140,65 @@ class Facts:
         before = bisect_left(at, revision)
         return at[before - 1] if before else 0
 
-    def allows(
-        self, key: bytes, record: KeyRecord | None, revision: int, gaps: Sequence[int]
-    ) -> bool:
-        """Whether the next fact leaves room for `revision` to have made `record` of the key.
+    def _next(self, key: bytes, revision: int) -> _Fact | None:
+        at = bisect_left(self._at.get(key, []), revision)
+        facts = self._facts.get(key, [])
+        return facts[at] if at < len(facts) else None
 
-        `gaps`: the revisions, in order, that may have written the key by what is not known.
+    def allows(
+        self,
+        key: bytes,
+        record: KeyRecord | None,
+        revision: int,
+        gaps: Sequence[int],
+        deletable: bool,
+    ) -> bool:
+        """Whether the next fact leaves room for the key to be `record` after `revision`.
+
+        `gaps`: the revisions, in order, that may have written the key by what is not known;
+        `deletable`: whether they may have deleted it.
         """
-        revisions = self._at.get(key, [])
-        at = bisect_left(revisions, revision)
-        if at == len(revisions):
+        fact = self._next(key, revision)
+        if fact is None:
             return True
-        seen_at, seen = self._facts[key][at]
-        if seen is None:
-            return record is None or self._may_be_deleted(key, revision, seen_at, gaps)
-        if seen.mod_revision <= revision:
+        seen_at, seen = fact
+        if seen is not None and seen.mod_revision <= revision:
             return seen == record
-        if seen.create_revision > revision:
-            return record is None or self._may_be_deleted(key, revision, seen.create_revision, gaps)
+        if seen is None or seen.create_revision > revision:
+            until = seen_at if seen is None else seen.create_revision
+            gone = record is None or _count(self._deletes.get(key, []), revision, until) > 0
+            return gone or (deletable and _count(gaps, revision, until) > 0)
         if record is None or record.create_revision != seen.create_revision:
             return False
         # Each put since then raised the version by one; gaps may hide more of them.
         least = record.version + _count(self._puts.get(key, []), revision, seen.mod_revision)
         return least <= seen.version <= least + _count(gaps, revision, seen.mod_revision)
+
+    def distance(self, key: bytes, record: KeyRecord | None, revision: int) -> int:
+        """How many writes of gaps it takes from `record` after `revision` to the next fact."""
+        fact = self._next(key, revision)
+        return 0 if fact is None else self._distance(key, record, revision, *fact)
+
+    def _distance(
+        self,
+        key: bytes,
+        record: KeyRecord | None,
+        revision: int,
+        seen_at: int,
+        seen: KeyRecord | None,
+    ) -> int:
+        if record == seen:
+            return 0
+        puts = self._puts.get(key, [])
+        if seen and record and record.create_revision == seen.create_revision:
+            known = _count(puts, revision, seen.mod_revision)
+            return max(0, seen.version - record.version - known)
+        until = seen_at if seen is None else seen.create_revision
+        deleted = record is None or _count(self._deletes.get(key, []), revision, until) > 0
+        if seen is None:
+            return 0 if deleted else 1
+        made = _count(puts, seen.create_revision - 1, seen.mod_revision)
+        return max(0, seen.version - made) + (0 if deleted else 1)
 
     def pressing(self, gaps_of: Callable[[bytes], Sequence[int]]) -> dict[int, set[bytes]]:
         """Gap -> keys that some gap around it must have written, by the facts before and after.
@@ -173,25 +209,10 @@ class Facts:
         for key, facts in self._facts.items():
             gaps = gaps_of(key)
             for (after, before), (until, record) in pairwise([(1, None), *facts]):
-                if record != before and not self._explained(key, after, before, until, record):
+                if self._distance(key, before, after, until, record):
                     for at in range(bisect_right(gaps, after), bisect_right(gaps, until)):
                         keys_at.setdefault(gaps[at], set()).add(key)
         return keys_at
-
-    def _explained(
-        self, key: bytes, after: int, before: KeyRecord | None, until: int, record: KeyRecord | None
-    ) -> bool:
-        """Whether answered writes alone may lead from one fact of a key to the next."""
-        if record is None:
-            return _count(self._deletes.get(key, []), after, until) > 0
-        puts = self._puts.get(key, [])
-        if before is not None and before.create_revision == record.create_revision:
-            return record.version == before.version + _count(puts, after, until)
-        return record.version == _count(puts, record.create_revision - 1, record.mod_revision)
-
-    def _may_be_deleted(self, key: bytes, after: int, until: int, gaps: Sequence[int]) -> bool:
-        deletes = self._deletes.get(key, [])
-        return _count(deletes, after, until) > 0 or _count(gaps, after, until) > 0
 
 
 def _count(revisions: Sequence[int], after: int, until: int) -> int:

@@ -37,6 +37,14 @@ def touches(request: Request, key: bytes) -> bool:
     return False
 
 
+def deletes(request: Request, key: bytes) -> bool:
+    """Whether a request may delete a key."""
+    return isinstance(request, Delete | Txn) and any(
+        isinstance(each, Delete) and holds_key(each.start, each.end, key)
+        for each in operations_of(request)
+    )
+
+
 class Namer:
     """Knows who asked for which value, and tells what went on around a contradiction."""
 

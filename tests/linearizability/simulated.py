@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final, Literal
 
-from raftkv.errors import Refused
+from raftkv.errors import LeaseNotFound, Refused
 from tests.linearizability.history import (
     TO_THE_END,
     Answer,
@@ -197,7 +197,7 @@ class _World:
 
     def keep_alive(self, lease: int) -> LeaseAnswer:
         if lease not in self.deadlines:
-            raise Refused("no such lease")
+            raise LeaseNotFound("no such lease", lease=lease)
         self.renew(lease)
         return LeaseAnswer(lease, TTL_SECONDS, self.copy.machine.revision)
 
@@ -328,17 +328,14 @@ def watch(seed: int, run: Simulated) -> tuple[WatchLog, int]:
 def _deliver(
     rng: random.Random, run: Simulated, log: WatchLog, mine: list[WatchEvent], done: int
 ) -> None:
-    header = log.responses[0].revision
     while done < run.final_revision:
         done = min(run.final_revision, done + rng.choice([1, 1, 2, 5, 20]))
-        header = max(header, done)
         due = [event for event in mine if event.record.mod_revision <= done]
         del mine[: len(due)]
         told = tuple(
             event if log.prev_kv else WatchEvent(event.kind, event.record) for event in due
         )
         if told:
-            log.responses.append(WatchResponse(done, header, told))
+            log.responses.append(WatchResponse(done, done, told))
         if rng.random() < 0.2:
             log.responses.append(WatchResponse(done, done, progress=True))
-            header = done

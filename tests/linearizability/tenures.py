@@ -60,6 +60,8 @@ class Tenures:
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.by_lease: dict[int, list[Tenure]] = {}
+        self.nameless_us = NEVER_US
+        """When a grant was first asked for whose id nobody was told."""
         others: list[Operation] = []
         for operation in operations:
             if operation.outcome is Outcome.REFUSED:
@@ -79,7 +81,9 @@ class Tenures:
             lease, ttl_seconds = answer.lease, answer.ttl_seconds
         else:
             lease, ttl_seconds = request.lease, request.ttl_seconds  # type: ignore[union-attr]
-        if lease:
+        if not lease:
+            self.nameless_us = min(self.nameless_us, operation.invoked_us)
+        else:
             tenure = Tenure(lease, ttl_seconds * SECOND_US, operation)
             self.by_lease.setdefault(lease, []).append(tenure)
 

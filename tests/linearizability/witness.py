@@ -14,13 +14,21 @@ none. The number of steps is bounded; beyond it the history is "not decided", wh
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Final, NamedTuple
 
-from tests.linearizability.answers import Difference, changed, differ, differ_range, differ_record
+from tests.linearizability.answers import (
+    Difference,
+    changed,
+    differ,
+    differ_range,
+    differ_record,
+    ran,
+)
 from tests.linearizability.facts import Facts
 from tests.linearizability.history import (
     Delete,
@@ -30,22 +38,22 @@ from tests.linearizability.history import (
     Outcome,
     Put,
     Range,
-    Request,
     Revoke,
     Txn,
     WatchLog,
 )
 from tests.linearizability.model import Model, interval_slice
-from tests.linearizability.naming import UNEXPLAINED, Namer, footprint, touches
+from tests.linearizability.naming import UNEXPLAINED, Namer, deletes, footprint, touches
 from tests.linearizability.order import KnownBy, check_real_time, seen_revision
 from tests.linearizability.report import Cause, Report, Violation, story
 from tests.linearizability.tenures import Tenures, leased_keys
 
 STEPS_PER_OPERATION_MAX: Final = 20
-STEPS_MIN: Final = 200_000
+STEPS_MIN: Final = 50_000
 REAL_TIME_REPORTED_MAX: Final = 3
 TAIL_REVISIONS_MAX: Final = 8
-WEIGHED_MAX: Final = 64
+WAITING_MAX: Final = 64
+UNLIKELY: Final = 1000
 
 
 def check_witness(
@@ -190,6 +198,7 @@ class _Guess(NamedTuple):
 
     operation: int
     lease: int = 0
+    doubt: int = 0
 
 
 @dataclass(slots=True)
@@ -198,6 +207,9 @@ class _Gap:
 
     revision: int
     guesses: Iterator[_Guess]
+    waiting: list[tuple[int, int, _Guess]] = field(default_factory=list)
+    """Guesses that would do, as a heap of (score, number, guess)."""
+    tried: int = 0
     taken: _Guess | None = None
     conflicts: set[int] = field(default_factory=set)
     """Earlier gaps that had a part in what refused the guesses so far."""
@@ -240,10 +252,13 @@ class _Replay:
         self.known_by = KnownBy(self.operations)
         self.tenures = Tenures(self.operations)
         self.leased_keys = leased_keys(self.operations)
+        self.needed_at = self._needs_of_leases()
         self.began_us = [self.operations[index].invoked_us for index in book.open]
         # A value that only one operation writes names the operation that made its revision.
         self.pins: dict[int, int] = {}
         self.gaps_of: dict[bytes, list[int]] = {}
+        self.footprints: dict[int, set[bytes]] = {}
+        self.deletable: dict[bytes, bool] = {}
         for revision in self.missing:
             for key, record in self.facts.shown.get(revision, {}).items():
                 writers = [] if record is None else self.namer.writers(key, record.value)
@@ -251,6 +266,20 @@ class _Replay:
                     self.pins.setdefault(writers[0], revision)
         self.pinned = {revision: index for index, revision in self.pins.items()}
         self.pressing = self.facts.pressing(self._gaps_of)
+
+    def _needs_of_leases(self) -> dict[int, int]:
+        """Lease -> the last revision whose answered write put a key on it."""
+        needed: dict[int, int] = {}
+        for revision, index in self.book.writes.items():
+            operation = self.operations[index]
+            for request, _ in ran(operation.request, operation.answer):  # type: ignore[arg-type]
+                if isinstance(request, Put) and request.lease:
+                    needed[request.lease] = max(revision, needed.get(request.lease, 0))
+        return {
+            lease: revision
+            for lease, revision in needed.items()
+            if len(self.tenures.by_lease.get(lease, [])) < 2
+        }
 
     def _gaps_of(self, key: bytes) -> Sequence[int]:
         """The gaps that may have written a key."""
@@ -413,20 +442,44 @@ class _Replay:
         gap.taken = None
 
     def _try_next(self, gap: _Gap) -> bool:
-        for guess in gap.guesses:
+        """Take the best guess that is left.
+
+        One that leads towards what was seen later is taken at once. The others wait until it is
+        known that no such one is among the next ones.
+        """
+        while True:
+            guess = None if len(gap.waiting) >= WAITING_MAX else next(gap.guesses, None)
+            waited = guess is None
+            if guess is None:
+                if not gap.waiting:
+                    self.model.undo_to(gap.revision - 1)
+                    return False
+                guess = heappop(gap.waiting)[2]
             self.steps_left -= 1
             if self.steps_left < 0:
                 raise _OutOfSteps
             self.model.undo_to(gap.revision - 1)
             refused = self._try(gap.revision, guess)
-            if refused is None:
+            if refused is not None:
+                gap.conflicts |= refused
+                continue
+            score = 0 if waited else self._score(gap.revision) + guess.doubt
+            if waited or score < 0:
                 gap.taken = guess
                 if not guess.lease:
                     self.used[guess.operation] = gap.revision
                 return True
-            gap.conflicts |= refused
-        self.model.undo_to(gap.revision - 1)
-        return False
+            gap.tried += 1
+            heappush(gap.waiting, (score, gap.tried, guess))
+
+    def _score(self, revision: int) -> int:
+        """Below 0 if the revision just made brings keys nearer to what was seen of them later."""
+        score = 0
+        for event in self.model.events_of(revision):
+            key = event.record.key
+            score += self.facts.distance(key, self.model.records.get(key), revision)
+            score -= self.facts.distance(key, event.previous, revision)
+        return score
 
     def _try(self, revision: int, guess: _Guess) -> set[int] | None:
         """Let a guess make a revision. If it cannot have, the earlier gaps that are to blame."""
@@ -439,18 +492,23 @@ class _Replay:
         against = self._against(revision)
         if against is None:
             return None
-        keys = self.leased_keys.get(lease, set()) if lease else self._footprint(request)
+        keys = self.leased_keys.get(lease, set()) if lease else self._footprint(guess.operation)
         return self._blame(keys.union(against), revision)
 
-    def _footprint(self, request: Request | None) -> set[bytes]:
-        """The keys that decide what a request does."""
-        keys: set[bytes] = set()
-        if isinstance(request, Put | Delete | Range | Txn):
-            for each in footprint(request):
-                start, end = (each.key, None) if isinstance(each, Put) else (each.start, each.end)
-                keys.update(interval_slice(self.facts.names, start, end))
-        elif isinstance(request, Revoke):
-            keys = self.leased_keys.get(request.lease, set())
+    def _footprint(self, index: int) -> set[bytes]:
+        """The keys that decide what an operation does."""
+        keys = self.footprints.get(index)
+        if keys is None:
+            keys = self.footprints[index] = set()
+            request = self.operations[index].request
+            if isinstance(request, Put | Delete | Range | Txn):
+                for each in footprint(request):
+                    if isinstance(each, Put):
+                        keys.add(each.key)
+                    else:
+                        keys.update(interval_slice(self.facts.names, each.start, each.end))
+            elif isinstance(request, Revoke):
+                keys |= self.leased_keys.get(request.lease, set())
         return keys
 
     def _against(self, revision: int) -> list[bytes] | None:
@@ -463,7 +521,7 @@ class _Replay:
             key = event.record.key
             touched.add(key)
             made = model.records.get(key)
-            if not self.facts.allows(key, made, revision, self._gaps_of(key)):
+            if not self._allows(key, made, revision):
                 return [key]
         for key, record in self.facts.shown.get(revision, {}).items():
             if key not in touched or model.records.get(key) != record:
@@ -472,10 +530,21 @@ class _Replay:
             if key not in touched:
                 return [key]
         for key in self.pressing.get(revision, set()) - touched:
-            made = model.records.get(key)
-            if not self.facts.allows(key, made, revision, self._gaps_of(key)):
+            if not self._allows(key, model.records.get(key), revision):
                 return [key]
         return None
+
+    def _allows(self, key: bytes, record: KeyRecord | None, revision: int) -> bool:
+        deletable = self.deletable.get(key)
+        if deletable is None:
+            deletable = self.deletable[key] = self._is_deletable(key)
+        return self.facts.allows(key, record, revision, self._gaps_of(key), deletable)
+
+    def _is_deletable(self, key: bytes) -> bool:
+        """Whether an unknown operation, or the end of a lease, may delete a key."""
+        if any(key in keys for keys in self.leased_keys.values()):
+            return True
+        return any(deletes(self.operations[index].request, key) for index in self.book.open)
 
     def _guesses(self, revision: int) -> Iterator[_Guess]:
         """What may have made a revision, likeliest first."""
@@ -484,15 +553,22 @@ class _Replay:
             yield _Guess(index)
         known_us = self.known_by.time_us(revision)
         gap = self.gaps[-1]
-        leases = self.model.leases_in_use()
+        leases = [each for each in self.model.leases_in_use() if self._may_end(each, revision)]
         for lease, keys in self.leased_keys.items():
             if lease not in leases:
                 gap.conflicts |= self._blame(keys, revision)
-        yield from self._weighed(revision, self._operations(revision, known_us))
-        # An expiry before its time is told as such by the lease oracle, not here.
         likely = [lease for lease in leases if self.tenures.may_have_ended(lease, known_us)]
-        for lease in likely + [lease for lease in leases if lease not in likely]:
+        for lease in likely:
             yield _Guess(-1, lease)
+        yield from self._operations(revision, known_us)
+        # An expiry before its time is told as such by the lease oracle, not here.
+        for lease in leases:
+            if lease not in likely:
+                yield _Guess(-1, lease, UNLIKELY)
+
+    def _may_end(self, lease: int, revision: int) -> bool:
+        """Whether no answered write needed the lease after a revision."""
+        return self.needed_at.get(lease, 0) < revision
 
     def _operations(self, revision: int, known_us: int) -> Iterator[_Guess]:
         """The unknown operations that may have made a revision, the latest begun first."""
@@ -502,21 +578,13 @@ class _Replay:
             pinned = self.pins.get(index, revision)
             if self.operations[index].invoked_us > known_us or pinned != revision:
                 continue
+            request = self.operations[index].request
+            if isinstance(request, Revoke) and not self._may_end(request.lease, revision):
+                continue
             if index in self.used:
                 self.gaps[-1].conflicts.add(self.used[index])
             else:
                 yield _Guess(index)
-
-    def _weighed(self, revision: int, guesses: Iterator[_Guess]) -> Iterator[_Guess]:
-        """Of the first guesses, those first that touch a key in need of a write about here."""
-        keys = self.pressing.get(revision, ())
-
-        def idle(guess: _Guess) -> bool:
-            request = self.operations[guess.operation].request
-            return not any(touches(request, key) for key in keys)
-
-        yield from sorted(islice(guesses, WEIGHED_MAX), key=idle)
-        yield from guesses
 
     def _shown_writers(self, revision: int) -> list[int] | None:
         """The unknown operations that may have written what was seen at a revision."""
@@ -527,11 +595,16 @@ class _Replay:
 
     def _blame(self, keys: Iterable[bytes], revision: int) -> set[int]:
         """The gaps before `revision` that may have touched the keys since they were last proved."""
-        if not self.gaps:
+        if not self.gaps or self.gaps[0].revision >= revision:
             return set()
         proved = min((self.facts.proved_before(key, revision) for key in keys), default=0)
-        revisions = [gap.revision for gap in self.gaps]
-        return set(revisions[bisect_right(revisions, proved) : bisect_left(revisions, revision)])
+        blame: set[int] = set()
+        for gap in reversed(self.gaps):
+            if gap.revision <= proved:
+                break
+            if gap.revision < revision:
+                blame.add(gap.revision)
+        return blame
 
     def _conflict(self, difference: Difference, revision: int, index: int | None) -> _Conflict:
         if not self.gaps:
@@ -540,7 +613,7 @@ class _Replay:
         if difference.key is not None:
             keys = [difference.key]
         elif index is not None:
-            keys = self._footprint(self.operations[index].request)
+            keys = self._footprint(index)
         blame = self._blame(keys, revision)
         if self.gaps[-1].revision == revision:
             blame.add(revision)
