@@ -12,6 +12,7 @@ import random
 
 import pytest
 
+from raftkv.consensus.node import RaftNode
 from raftkv.consensus.types import (
     ChangeKind,
     ConfigChange,
@@ -54,6 +55,8 @@ class Walk:
         self.slow_disk = pick.random() < 0.5
         self.upsets = pick.choice([0.1, 0.3, 1.0])
         self.unrest = pick.choice([0.0, 0.005, 0.02, 0.04])
+        # Long enough, at times, for others to elect and commit while a leader is cut off.
+        self.healing = pick.choice([0.01, 0.003, 0.001])
         self.count = 0
         self.next_id = size + 1
 
@@ -73,7 +76,7 @@ class Walk:
             if pick.random() < 0.2:
                 group.start(member_id)
             return
-        if group.cut and pick.random() < 0.01:
+        if group.cut and pick.random() < self.healing:
             group.heal()
         if pick.random() < self.unrest:
             if self.crashes and pick.random() < 0.5:
@@ -143,6 +146,7 @@ class Walk:
                 member = group.members[member_id]
                 if (
                     member.storage.last_index() >= member.applied > member.storage.base.index
+                    and node.first_index <= member.applied + 1
                     and not any(write.snapshot for write in member.writes)
                 ):
                     group.snapshot(member_id, keep=pick.choice([0, 0, 3]))
@@ -190,6 +194,9 @@ class Walk:
             if not leaders:
                 continue
             leader = max(leaders, key=lambda node: node.term)
+            if not group.settings["check_quorum"]:
+                self.stop_removed(leader)
+            term = leader.term
             mark = b"=end%d" % attempt
             try:
                 leader.propose([mark])
@@ -199,7 +206,7 @@ class Walk:
             group.tick(count=25)
             conf = leader.conf
             everybody = {*conf.voters, *conf.learners}
-            if leader.role is Role.LEADER and all(
+            if (leader.role, leader.term) == (Role.LEADER, term) and all(
                 mark in group.data(member_id) for member_id in everybody
             ):
                 states = group.members[leader.member_id].read_states
@@ -209,6 +216,16 @@ class Walk:
                 assert not conf.voters_outgoing, "still in a joint configuration"
                 return
         raise AssertionError("the group did not recover")
+
+    def stop_removed(self, leader: RaftNode) -> None:
+        """What people would do: those that have not heard of their removal disturb for ever when
+        nobody ignores them (thesis 4.2.3)."""
+        everybody = {*leader.conf.voters, *leader.conf.voters_outgoing, *leader.conf.learners}
+        for member_id, member in self.group.members.items():
+            if member.node is not None and member_id not in everybody:
+                self.group.crash(member_id)
+            elif member.node is None and member_id in everybody:
+                self.group.start(member_id)
 
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + SEEDS))

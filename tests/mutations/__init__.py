@@ -1,0 +1,1 @@
+"""Known traps of consensus stores, put back on purpose: do the tests notice?"""

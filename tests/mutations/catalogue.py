@@ -1,0 +1,344 @@
+"""The defects, each with the trap that it puts back and the benches that are to notice it.
+
+Trap numbers are those of the list that this project keeps of what went wrong elsewhere; the
+stories say where. See `patching` for how a defect gets into production code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+from tests.mutations.patching import Edit, patched
+
+
+class Bench(Enum):
+    """What can catch a defect by running seeds; see `benches`."""
+
+    GROUP = "group"
+    """Random walks of a whole group: consensus alone, storage in memory."""
+    WATCHES = "watches"
+    """The watch oracle: hub and machine alone."""
+    SIMULATION = "simulation"
+    """Whole members on simulated disks, network and clocks."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One named defect."""
+
+    name: str
+    trap: int
+    story: str
+    edits: tuple[Edit, ...]
+    benches: tuple[Bench, ...]
+    """Which seeded benches hunt it."""
+    seeds_max: int
+    """Within so many seeds the first of them is to have caught it."""
+    test: str
+    """A scripted test that fails because of it."""
+
+
+_G, _W, _S = Bench.GROUP, Bench.WATCHES, Bench.SIMULATION
+_CORE = "raftkv.consensus.core:Core"
+_LOG = "raftkv.consensus.log:RaftLog"
+_REPLICA = "raftkv.server.replica:Replica"
+_HUB = "raftkv.server.watch:WatchHub"
+
+_ALL = (
+    # ---- elections ---------------------------------------------------------------------------
+    Mutation(
+        "vote-told-before-stored", 1,
+        "A vote is told before it is durable; a crash forgets it and the member votes again.",
+        (Edit("raftkv.consensus.election:handle_request",
+              "core.replies.append(reply)", "core.messages.append(reply)"),),
+        (_G, _S), 200,
+        "tests/paper/test_paper_election.py::test_a_vote_is_said_only_when_durable",
+    ),
+    Mutation(
+        "vote-forgotten", 1,
+        "The term outlives a restart, the vote in it does not: the member votes again "
+        "(PySyncObj#201).",
+        (Edit(f"{_CORE}.__init__",
+              "hard_state.vote if self.term == hard_state.term else NO_MEMBER", "NO_MEMBER"),),
+        (_G, _S), 200,
+        "tests/paper/test_paper_election.py::test_a_vote_outlives_a_crash",
+    ),
+    # ---- reads -------------------------------------------------------------------------------
+    Mutation(
+        "read-before-noop", 3,
+        "A new leader answers reads by a commit index that it only believes, before its no-op is "
+        "committed (RedisRaft#19, etcd#3879).",
+        (Edit("raftkv.consensus.reads:flush",
+              "if not core.committed_in_term:", "if False:"),),
+        (_G, _S), 50,
+        "tests/paper/test_paper_reads.py::test_read_only_for_new_leader",
+    ),
+    Mutation(
+        "read-without-quorum", 3,
+        "A leader answers reads without asking whether it still leads (etcd#741).",
+        (Edit("raftkv.consensus.reads:_release",
+              "core.has_won(round_.acks) is VoteResult.WON", "round_.acks"),),
+        (_G, _S), 50,
+        "tests/paper/test_paper_reads.py::test_waiting_reads_share_one_round",
+    ),
+    Mutation(
+        "read-id-reused", 14,
+        "A question about reads is asked again under the same id, which then also stands for "
+        "reads that came later: a late answer confirms them (etcd#20418).",
+        (Edit("raftkv.consensus.reads:_begin",
+              "reads.last_number += 1", "reads.last_number += not reads.rounds"),),
+        (_G, _S), 200,
+        "tests/paper/test_paper_reads.py::test_a_lost_round_is_asked_again_under_a_new_id",
+    ),
+    Mutation(
+        "read-round-id-reused", 14,
+        "A member gives up on a round of reads and begins again under the same id.",
+        (Edit("raftkv.server.read_queue:ReadQueue.expire",
+              "del self._rounds[context]",
+              'del self._rounds[context]; self._next = int.from_bytes(context[8:], "big")'),),
+        (_S,), 200,
+        "tests/unit/test_server_read_queue.py::test_an_unanswered_round_begins_again_under_a_new_id",
+    ),
+    # ---- membership --------------------------------------------------------------------------
+    Mutation(
+        "change-before-term-commit", 5,
+        "A leader takes a membership change on before an entry of its own term is committed "
+        "(raft-dev 2015).",
+        (Edit("raftkv.consensus.replication:propose_change",
+              "if not core.committed_in_term:", "if False:"),),
+        (_S,), 1000,
+        "tests/paper/test_paper_membership.py::test_changes_wait_for_an_entry_of_the_term",
+    ),
+    Mutation(
+        "change-while-pending", 5,
+        "A membership change is taken on while another is under way: majorities of two leaders "
+        "need not meet.",
+        (Edit("raftkv.consensus.replication:propose_change",
+              "if core.pending_conf_index > core.log.applied:", "if False:"),),
+        (_G, _S), 1000,
+        "tests/paper/test_paper_membership.py::test_changes_wait_for_the_previous_one",
+    ),
+    # ---- replication -------------------------------------------------------------------------
+    Mutation(
+        "truncate-at-prev", 6,
+        "A follower cuts its log where a message begins instead of at the first conflict: an old "
+        "message takes away what was acknowledged since.",
+        (Edit(f"{_LOG}.merge",
+              "if entry.index > last or not self.matches(entry.index, entry.term):",
+              "if entry.index > self.committed:"),),
+        (_G, _S), 50,
+        "tests/paper/test_paper_replication.py::test_an_old_append_does_not_shorten_the_log",
+    ),
+    Mutation(
+        "commit-past-match", 6,
+        "A follower commits as far as its leader, although only a part of its log is known to "
+        "agree (openraft's #3914 of databend).",
+        (Edit("raftkv.consensus.follower:handle_append",
+              "min(message.commit_index, last_new)", "min(message.commit_index, log.last_index)"),),
+        (_G, _S), 50,
+        "tests/paper/test_paper_replication.py::test_commit_is_bounded_by_what_this_append_matched",
+    ),
+    Mutation(
+        "heartbeat-commit-past-match", 6,
+        "A heartbeat tells the leader's commit index to a member whose log may end differently.",
+        (Edit("raftkv.consensus.reads:send_heartbeat",
+              "min(core.progress[peer].match, core.log.committed)", "core.log.committed"),),
+        (_G, _S), 50,
+        "tests/paper/test_paper_replication.py::test_a_tail_that_was_being_replaced_is_not_taken_for_committed_after_a_crash",
+    ),
+    Mutation(
+        "quorum-unsorted", 7,
+        "The majority's index is read off without sorting (openraft#1802).",
+        (Edit("raftkv.consensus.quorum:majority_index", "indexes.sort()", "pass"),),
+        (_G, _S), 50,
+        "tests/unit/test_consensus_quorum.py::test_majority_index_is_what_counting_says",
+    ),
+    Mutation(
+        "quorum-of-half", 7,
+        "Half of an even number of voters passes for a majority.",
+        (Edit("raftkv.consensus.quorum:majority_index",
+              "indexes[(len(indexes) - 1) // 2]", "indexes[len(indexes) // 2]"),),
+        (_G, _S), 50,
+        "tests/unit/test_consensus_quorum.py::test_majority_index_is_what_counting_says",
+    ),
+    Mutation(
+        "commit-former-term", 7,
+        "A leader counts copies of an entry of a former term and calls it committed (paper, "
+        "figure 8).",
+        (Edit("raftkv.consensus.replication:maybe_commit",
+              "if index < core.term_start or not core.log.commit_to(index):",
+              "if not core.log.commit_to(index):"),),
+        (_G, _S), 200,
+        "tests/paper/test_paper_replication.py::test_cannot_commit_without_new_term_entry",
+    ),
+    # ---- durability --------------------------------------------------------------------------
+    Mutation(
+        "ack-before-fsync", 8,
+        "A follower acknowledges entries that are not on its disk yet.",
+        (Edit(f"{_CORE}.acknowledge",
+              "index <= self.log.stable_index and self.durable_term == self.term", "True"),),
+        (_G, _S), 50,
+        "tests/paper/test_paper_replication.py::test_a_tail_that_was_being_replaced_is_not_taken_for_committed_after_a_crash",
+    ),
+    Mutation(
+        "leader-counts-itself-early", 8,
+        "A leader counts itself towards the majority before its own write is durable.",
+        (Edit("raftkv.consensus.replication:_append",
+              "core.dirty = True\n", "core.dirty = True\n    persisted_to(core, at - 1)\n"),),
+        (_G, _S), 50,
+        "tests/paper/test_paper_replication.py::test_a_leader_counts_itself_only_when_durable",
+    ),
+    Mutation(
+        "single-member-acks-early", 8,
+        "A member applies and answers what is committed but not durable on its own disk; in a "
+        "cluster of one that is every write (etcd#14370).",
+        (
+            Edit("raftkv.consensus.replication:_append",
+                 "core.dirty = True\n", "core.dirty = True\n    persisted_to(core, at - 1)\n"),
+            Edit(f"{_LOG}.applicable_index",
+                 "return min(self.committed, self.offset - 1)", "return self.committed"),
+            Edit(f"{_REPLICA}._can_apply",
+                 "queue[0].index <= self.log.last_index()", "True"),
+            Edit(f"{_REPLICA}._apply_committed",
+                 "durable = self.log.last_index()", "durable = queue[-1].index"),
+        ),
+        (_S,), 50,
+        "tests/unit/test_server_replica.py::test_nothing_is_answered_before_the_log_is_durable",
+    ),
+    Mutation(
+        "sync-skipped", 8,
+        "The log is written and never synced.",
+        (Edit("raftkv.storage.wal:Wal.sync", "self._file.sync_data()", "pass"),),
+        (_S,), 50,
+        "tests/unit/test_server_append_steps.py::test_what_is_told_as_written_outlives_a_power_cut",
+    ),
+    Mutation(
+        "told-before-synced", 8,
+        "Writes are reported as durable, and only then synced.",
+        (Edit("raftkv.server.append_thread:_made_durable",
+              "yield Pause.SYNC", "yield written\n        yield Pause.SYNC"),
+         Edit("raftkv.server.append_thread:_made_durable", "if written:", "if False:")),
+        (_S,), 50,
+        "tests/unit/test_server_append_steps.py::test_what_is_told_as_written_outlives_a_power_cut",
+    ),
+    Mutation(
+        "replay-keeps-replaced", 9,
+        "Reading the log back, entries that a newer leader replaced come back behind those that "
+        "took their place (etcd#22442).",
+        (Edit("raftkv.storage.recovery:_scan_segment",
+              "        if count:\n",
+              "        if count:\n"
+              "            behind = max(first_index + count - index.base_index - 1, 0)\n"
+              "            ghosts = [column[behind:] for column in index.columns()]\n"),
+         Edit("raftkv.storage.recovery:_scan_segment",
+              "segment.live_last = index.last_index",
+              "for column, ghost in zip(index.columns(), ghosts):\n"
+              "                column.extend(ghost)\n"
+              "            segment.live_last = index.last_index")),
+        (_S,), 200,
+        "tests/unit/test_storage_wal.py::test_overwritten_entries_never_come_back",
+    ),
+    Mutation(
+        "cache-keeps-replaced", 10,
+        "The log's cache is not cut when the log is (cockroachdb#63302).",
+        (Edit("raftkv.storage.wallog:WalLog.persisted", "self._cut_cache(first)", "pass"),),
+        (_S,), 200,
+        "tests/unit/test_server_replica.py::test_a_leader_cut_off_loses_its_writes_definitely_once_it_learns",
+    ),
+    Mutation(
+        "applied-index-apart", 11,
+        "What an entry changed and how far entries were applied go to the tables in two "
+        "transactions; a crash between them applies entries twice (etcd#13766).",
+        (Edit("raftkv.machine.machine:Machine.apply",
+              "        draft.save()\n",
+              "    with self._tables.write() as writer:\n"
+              "        draft.put_row = writer.put\n"
+              "        draft.save()\n"),),
+        (_S,), 200,
+        "tests/unit/test_machine_apply.py::test_a_failure_in_the_middle_leaves_nothing",
+    ),
+    # ---- forwarding --------------------------------------------------------------------------
+    Mutation(
+        "copies-taken-on", 20,
+        "A forwarded batch that the network delivers twice is appended twice.",
+        (Edit(f"{_REPLICA}._take_forwarded",
+              "if not self._repeats.first(*_identity(entry)):", "if False:"),),
+        (_S,), 200,
+        "tests/unit/test_server_repeats.py::test_copies_of_a_forwarded_batch_are_applied_once",
+    ),
+    # ---- watches -----------------------------------------------------------------------------
+    Mutation(
+        "watch-repeats-when-full", 16,
+        "A watch whose sink was full goes back by one revision: time travel (etcd#15271).",
+        (Edit(f"{_HUB}._fall_behind",
+              "watch._next = self.revision + 1", "watch._next = self.revision"),),
+        (_W, _S), 50,
+        "tests/unit/test_server_watch.py::test_a_full_sink_is_left_alone_until_it_resumes",
+    ),
+    Mutation(
+        "watch-skips-when-full", 16,
+        "A watch whose sink was full goes live again without what it missed (etcd#17529).",
+        (Edit(f"{_HUB}._resume",
+              "if watch._next > self.revision:", "if True:"),
+         Edit(f"{_HUB}._resume", "self._settle(watch)", "self._go_live(watch)")),
+        (_W, _S), 50,
+        "tests/unit/test_server_watch.py::test_a_full_sink_is_left_alone_until_it_resumes",
+    ),
+    Mutation(
+        "watch-skips-installed", 16,
+        "A watch goes on after its member was overtaken by a snapshot as if it had seen it all.",
+        (Edit(f"{_HUB}.reset_after_install",
+              "if watch._place is Place.LIVE:", "if False:"),),
+        (_W, _S), 200,
+        "tests/unit/test_server_watch.py::test_an_installed_snapshot_puts_watches_behind_or_closes_them",
+    ),
+    Mutation(
+        "compaction-takes-delete", 16,
+        "A deletion at the compaction revision is removed although watches may still start there "
+        "(etcd#18089, #19179).",
+        (Edit("raftkv.machine.mvcc:compaction_slice",
+              "reader.scan(HISTORY, cursor, U64.pack(revision))",
+              "reader.scan(HISTORY, cursor, U64.pack(revision + 1))"),),
+        (_W, _S), 200,
+        "tests/unit/test_machine_apply.py::test_compaction_leaves_only_what_is_needed",
+    ),
+    Mutation(
+        "future-watch-starts-now", 16,
+        "A watch that asked for a revision to come is given the events before it (etcd#20221).",
+        (Edit(f"{_HUB}._settle",
+              "elif watch._next == self.revision + 1:", "elif True:"),),
+        (_W, _S), 50,
+        "tests/unit/test_server_watch.py::test_a_start_in_the_future_gets_only_what_is_wanted",
+    ),
+    Mutation(
+        "progress-ahead-of-events", 16,
+        "A progress mark names a revision whose events are still on their way (etcd#15220).",
+        (Edit(f"{_HUB}._mark_slice",
+              "revision = watch._next - 1", "revision = self.revision"),),
+        (_W, _S), 50,
+        "tests/unit/test_server_watch.py::test_progress_marks_never_run_ahead",
+    ),
+    Mutation(
+        "watch-tears-revision", 16,
+        "History is cut in the middle of a revision, and the rest of it is never sent.",
+        (Edit("raftkv.machine.mvcc:history",
+              "if len(events) >= events_max and revision != last:",
+              "if len(events) >= events_max:"),),
+        (_W, _S), 200,
+        "tests/unit/test_machine_apply.py::test_history_never_splits_a_revision",
+    ),
+)  # fmt: skip
+
+MUTATIONS = {mutation.name: mutation for mutation in _ALL}
+"""By name, in order of traps as far as they belong together."""
+
+
+@contextmanager
+def applied(name: str) -> Iterator[Mutation]:
+    """Production code with one defect. Raises ShapeChanged when that does not fit any more."""
+    mutation = MUTATIONS[name]
+    with patched(mutation.edits):
+        yield mutation
