@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from raftkv.api.etcd.answers import STOPPED
+from raftkv.api.etcd.auth import AuthService
+from raftkv.api.etcd.cluster import ClusterService
+from raftkv.api.etcd.election import ElectionService
 from raftkv.api.etcd.kv import Kv
+from raftkv.api.etcd.lease import LeaseService
+from raftkv.api.etcd.lock import LockService
+from raftkv.api.etcd.maintenance import MaintenanceService
 from raftkv.api.etcd.messages import ETCD
-from raftkv.api.etcd.rpc import Rpcs
+from raftkv.api.etcd.rpc import Rpcs, Service
+from raftkv.api.etcd.watch import WatchService
 from raftkv.api.gate import Gate
 from raftkv.api.grpc.calls import Call, StreamCall
 from raftkv.api.grpc.frames import ErrorCode
@@ -21,6 +28,17 @@ if TYPE_CHECKING:
     from raftkv.api.listener import Listener
     from raftkv.server.store import Store
 
+SERVICES: Final[tuple[type[Service], ...]] = (
+    Kv,
+    WatchService,
+    LeaseService,
+    ClusterService,
+    MaintenanceService,
+    AuthService,
+    LockService,
+    ElectionService,
+)
+
 
 class EtcdDoor:
     """One store behind gRPC. Needs a running loop; `close` when its listener has closed."""
@@ -30,7 +48,8 @@ class EtcdDoor:
         self.rpcs = Rpcs(store, gate or Gate(), self._report)
         self.server = GrpcServer()
         self.shell = GrpcShell(self.server)
-        Kv(self.rpcs)
+        for service in SERVICES:
+            service(self.rpcs)
         for path, (_, unary) in self.rpcs.unary.items():
             self.server.unary(path, unary)
         for path, (_, stream) in self.rpcs.streams.items():
@@ -45,9 +64,8 @@ class EtcdDoor:
 
     def tick(self) -> None:
         """About once a second: look at what this member is."""
-        problems = self.store.health()
-        self.rpcs.learner = "learner" in problems
-        self.health.set(not problems.keys() & {"corrupt", "stopping"})
+        self.rpcs.tick()
+        self.health.set(not self.store.health().keys() & {"corrupt", "stopping"})
 
     def drain(self) -> None:
         """The member stops: what waits in a task ends now."""

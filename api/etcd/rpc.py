@@ -79,6 +79,8 @@ StreamHandler = Callable[[Any], None]
 SERVED_BY_LEARNERS: Final = frozenset(
     ("/etcdserverpb.KV/Range", "/etcdserverpb.KV/RangeStream", "/etcdserverpb.Maintenance/Status")
 )
+LEADERLESS_TICKS: Final = 3
+"""Ticks without a leader after which streams with ``hasleader`` end."""
 
 
 class Rpcs:
@@ -93,11 +95,14 @@ class Rpcs:
         self.loop = asyncio.get_running_loop()
         self.tasks: set[asyncio.Task[None]] = set()
         self.learner = False
-        """Whether this member is a learner; refreshed by the door about once a second."""
+        """Whether this member is a learner; refreshed by `tick`."""
         self.unary: dict[str, tuple[Any, UnaryHandler]] = {}
         """Path -> class of the request, handler ``(call, message bytes)``."""
         self.streams: dict[str, tuple[Any, StreamHandler]] = {}
         """Path -> class of the request, handler ``(call)``."""
+        self.needing_leader: set[Streaming] = set()
+        """Streams to end when there is no leader for a while; may hold some that have ended."""
+        self._without_leader = 0
         self._report = report
 
     # ---- registration
@@ -116,17 +121,28 @@ class Rpcs:
         self.unary[path] = (request, start)
 
     def add_stream(
-        self, path: str, request: Any, start: Callable[[Any], Callable[[Any], None]]
+        self,
+        path: str,
+        request: Any,
+        start: Callable[[Any], Callable[[Any], None]],
+        *,
+        gated: bool = True,
     ) -> None:
-        """Serve a streaming RPC. `start(call)` makes the taker of its decoded messages."""
+        """Serve a streaming RPC. `start(call)` makes the taker of its decoded messages.
+
+        `gated` False: the taker asks `admit` itself, for a refusal is not the end of the stream.
+        """
 
         def opened(call: Streaming) -> None:
             take = start(call)
+            if call.meta("hasleader") == "true":
+                self.needing_leader.add(call)
 
             def received(message: bytes) -> None:
                 try:
                     decoded = request.FromString(message)
-                    self.admit(call, path, decoded)
+                    if gated:
+                        self.admit(call, path, decoded)
                     take(decoded)
                 except Exception as error:
                     self.break_off(call, error)
@@ -184,6 +200,17 @@ class Rpcs:
         if cancel is not None:
             cancel()
 
+    def tick(self) -> None:
+        """About once a second: look at what this member is, and end streams that need a leader."""
+        problems = self.store.health()
+        self.learner = "learner" in problems
+        self._without_leader = self._without_leader + 1 if "no_leader" in problems else 0
+        for call in list(self.needing_leader):
+            if call.ended:
+                self.needing_leader.discard(call)
+            elif self._without_leader >= LEADERLESS_TICKS:
+                self.break_off(call, answers.NO_LEADER.fault())
+
     # ---- tasks, for RPCs that wait
 
     def run(self, call: Caller, work: Coroutine[Any, Any, None]) -> None:
@@ -214,6 +241,23 @@ class Rpcs:
         if isinstance(result, RaftkvError):
             raise result
         return result
+
+
+class Outlet:
+    """Sends messages of a stream from a task, at the client's pace."""
+
+    def __init__(self, call: Streaming) -> None:
+        self._call = call
+        self._drained = asyncio.Event()
+        call.on_drain = self._drained.set
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; wait while the client is slow."""
+        self._drained.clear()
+        if not self._call.send(message):
+            if self._call.ended:
+                raise asyncio.CancelledError("the call has ended")
+            await self._drained.wait()
 
 
 class Service:
