@@ -80,7 +80,6 @@ class RangeReader:
         self._sort = _SORT_BY.get(request.sort_target)
         self._descend = request.sort_order == SortOrder.DESCEND
         self._reverse = self._sort is None and self._descend
-        self._limit: int = request.limit if self._sort is None else 0
         filters = {
             "min_mod": request.min_mod_revision,
             "max_mod": request.max_mod_revision,
@@ -88,6 +87,12 @@ class RangeReader:
             "max_create": request.max_create_revision,
         }
         self._filters: dict[str, Any] = filters if any(filters.values()) else {}
+        self._limit: int = max(request.limit, 0)
+        if self._sort is not None and self._limit:
+            # As in etcd: without an order, what is sorted is what the limit lets through, and one
+            # more; with an order, or with filters, it is everything.
+            ordered = request.sort_order != SortOrder.NONE or self._filters
+            self._limit = 0 if ordered else self._limit + 1
         self._full: bool = request.count_only
         """No more records are wanted, only how many keys there are."""
         self._rows = FIRST_SLICE_ROWS
@@ -112,7 +117,7 @@ class RangeReader:
             self.count = self._keys
             return self._finish()
         rows = SLICE_ROWS_MAX if self._full else self._rows
-        if self._limit > 0 and not self._full and not self._filters:
+        if self._limit and not self._full and not self._filters:
             rows = min(rows, self._limit - self._taken + 1)
         found = machine.range(
             self._start,
@@ -141,7 +146,7 @@ class RangeReader:
         # Large values make small slices.
         self._rows = max(1, min(SLICE_ROWS_MAX, self._rows * 4, SLICE_BYTES * len(records) // size))
         room = self._limit - self._taken
-        if self._limit > 0 and len(records) > room:
+        if self._limit and len(records) > room:
             del records[room:]
             self._full = self.more = True
         self._taken += len(records)
@@ -155,9 +160,9 @@ class RangeReader:
             # Ties stay in key order either way.
             self.records.sort(key=self._sort, reverse=self._descend)
             limit = self._request.limit
-            if 0 < limit < len(self.records):
+            self.more = 0 < limit < len(self.records)
+            if self.more:
                 del self.records[limit:]
-                self.more = True
         return True
 
     def body(self) -> bytes:

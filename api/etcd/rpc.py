@@ -79,6 +79,7 @@ StreamHandler = Callable[[Any], None]
 SERVED_BY_LEARNERS: Final = frozenset(
     ("/etcdserverpb.KV/Range", "/etcdserverpb.KV/RangeStream", "/etcdserverpb.Maintenance/Status")
 )
+"""Reads only if they are content with this member's copy."""
 LEADERLESS_TICKS: Final = 3
 """Ticks without a leader after which streams with ``hasleader`` end."""
 
@@ -174,7 +175,9 @@ class Rpcs:
 
     def admit(self, call: Caller, path: str, request: Any) -> None:
         """Raise unless the call may go on; called once for each request message."""
-        if self.learner and path not in SERVED_BY_LEARNERS:
+        if self.learner and not (
+            path in SERVED_BY_LEARNERS and getattr(request, "serializable", True)
+        ):
             raise answers.NOT_FOR_LEARNER.fault()
         if call.meta("hasleader") == "true" and "no_leader" in self.store.health():
             raise answers.NO_LEADER.fault()

@@ -9,6 +9,7 @@ from email.utils import formatdate
 from typing import Any, Final
 
 from raftkv.api.etcd.door import EtcdDoor
+from raftkv.api.etcd.gateway import Gateway
 from raftkv.api.gate import Gate
 from raftkv.api.http import cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
@@ -43,8 +44,11 @@ def all_routes() -> list[Route]:
 class HttpDoor:
     """One store behind HTTP. Handlers reach everything through `Exchange.door`."""
 
-    def __init__(self, store: Store, *, gate: Gate | None = None) -> None:
+    def __init__(
+        self, store: Store, *, gate: Gate | None = None, gateway: Gateway | None = None
+    ) -> None:
         self.store = store
+        self.gateway = gateway
         self.gate = gate or Gate()
         self.loop = asyncio.get_running_loop()
         self.router = Router(all_routes())
@@ -76,6 +80,8 @@ class HttpDoor:
                 path = origin_form(path)
             if request.method != GET:
                 self.gate.admit(request.method, request.headers)
+            if self.gateway is not None and self.gateway.handle(x, path):
+                return
             route, x.places = self.router.find(request.method, path)
             x.route = route
             x.query = route.read_query(request.query)
@@ -146,8 +152,8 @@ async def start_http(
     Raises `ConfigError` when the address cannot be had.
     """
     gate = gate or Gate()
-    door = HttpDoor(store, gate=gate)
     etcd = EtcdDoor(store, gate=gate)
+    door = HttpDoor(store, gate=gate, gateway=Gateway(etcd.rpcs))
 
     def tick() -> None:
         door.tick()

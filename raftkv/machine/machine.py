@@ -286,7 +286,8 @@ class Machine:
 
         `revision` 0 is now. Filters (0: none, bounds inclusive) and sorting come before `limit`
         (0: none); `reverse` is descending key order. Sorting by anything but the key reads the
-        whole interval; ties stay in key order.
+        whole interval; ties stay in key order. Without a sort order only the first `limit` + 1
+        keys are sorted, as in etcd.
 
         `want_count` asks for the number of keys in the interval, ignoring limit and filters, which
         visits all of it; `count_only` asks for nothing else. `examine_max` ends the call after so

@@ -38,11 +38,20 @@ _VALUE: Final = int(CompareTarget.VALUE)
 
 
 def check_put(draft: Draft, keyspace: int, key: bytes, lease: int, flags: int) -> None:
-    """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound."""
+    """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound, in etcd's order."""
     if draft.no_space:
         raise NoSpace("the store is full: delete or compact; writes go on once there is space")
-    if lease and draft.get(LEASES, U64.pack(lease)) is None:
+    _check_lease(draft, lease)
+    _check_exists(draft, keyspace, key, flags)
+
+
+def _check_lease(draft: Draft, lease: int) -> None:
+    # An id that cannot have been granted is merely unknown.
+    if lease and (lease < 0 or draft.get(LEASES, U64.pack(lease)) is None):
         raise LeaseNotFound("no such lease", lease=lease)
+
+
+def _check_exists(draft: Draft, keyspace: int, key: bytes, flags: int) -> None:
     if flags & (IGNORE_VALUE | IGNORE_LEASE):
         old = draft.get(CURRENT, KEYSPACE[keyspace] + key)
         if old is None or old[0] == DELETE:
@@ -171,7 +180,9 @@ def _check_puts(draft: Draft, keyspace: int, plan: _Plan) -> None:
             _check_puts(draft, keyspace, operation)
         elif operation[0] == _PUT:
             _, key, _, lease, flags = operation
-            check_put(draft, keyspace, key, lease, flags)
+            # The other way round than for a single put, as in etcd.
+            _check_exists(draft, keyspace, key, flags)
+            _check_lease(draft, lease)
 
 
 def _check_ranges(state: State, plan: _Plan) -> None:

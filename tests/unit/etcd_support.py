@@ -56,7 +56,7 @@ class EtcdClient:
 
         return call
 
-    async def refused(self, name: str, **fields: Any) -> tuple[str, str]:
+    async def refused(self, name: str, /, **fields: Any) -> tuple[str, str]:
         """The code's name and the text of a call that is refused."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await getattr(self, name)(**fields)
