@@ -43,7 +43,7 @@ def checked_urls(urls: Any) -> tuple[str, ...]:
 
 
 class ClusterService(Service):
-    """Service etcdserverpb.Cluster."""
+    """Service etcdserverpb.Cluster. Headers tell no revision: nothing of the store is asked."""
 
     def __init__(self, rpcs: Rpcs) -> None:
         super().__init__(rpcs)
@@ -68,7 +68,7 @@ class ClusterService(Service):
     def _reply(self, call: Unary) -> None:
         # Every answer of this service but that of MemberAdd has the members as field 2.
         members = _Members(members=map(member_message, self.store.members()))
-        call.reply(self.headers.now() + members.SerializeToString())
+        call.reply(self.headers.at(0) + members.SerializeToString())
 
     def add(self, call: Unary, request: Any) -> None:
         """Answer MemberAddResponse, once the change is applied here."""
@@ -84,7 +84,7 @@ class ClusterService(Service):
         added = _Added(
             member=member_message(member), members=map(member_message, self.store.members())
         )
-        call.reply(self.headers.now() + added.SerializeToString())
+        call.reply(self.headers.at(0) + added.SerializeToString())
 
     def remove(self, call: Unary, request: Any) -> None:
         """Answer MemberRemoveResponse, once the change is applied here."""

@@ -68,10 +68,10 @@ def real_etcd(folder: Path, *arguments: str) -> Iterator[int]:
     with (folder / "etcd.log").open("wb") as log:
         process = subprocess.Popen(
             [
-                etcd_programs() / "etcd", "--name", "peer", "--data-dir", folder / "etcd",
+                etcd_programs() / "etcd", "--name", "n1", "--data-dir", folder / "etcd",
                 "--listen-client-urls", client_url, "--advertise-client-urls", client_url,
                 "--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url,
-                "--initial-cluster", f"peer={peer_url}", "--unsafe-no-fsync", *arguments,
+                "--initial-cluster", f"n1={peer_url}", "--unsafe-no-fsync", *arguments,
             ],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL,
         )  # fmt: skip
