@@ -147,8 +147,7 @@ def put_op(
         raise _too_large("key", len(key), limits.KEY_BYTES_MAX)
     if len(value) > limits.VALUE_BYTES_MAX:
         raise _too_large("value", len(value), limits.VALUE_BYTES_MAX)
-    if not 0 <= lease <= _INT64_MAX:
-        raise InvalidRequest("a lease id is a positive 63-bit number", lease=lease)
+    _check_int64(lease)
     flags = 0
     if prev:
         flags = WANT_PREVIOUS
@@ -184,7 +183,10 @@ def range_op(
     min_create: int = 0,
     max_create: int = 0,
 ) -> Operation:
-    """Read a key or an interval inside a transaction; see `Machine.range` for the meaning."""
+    """Read a key or an interval inside a transaction; see `Machine.range` for the meaning.
+
+    A revision below 0 is refused as compacted, when its branch is taken.
+    """
     _check_interval(start, end)
     if not (0 <= sort_target <= SortTarget.VALUE and 0 <= sort_order <= SortOrder.DESCEND):
         raise InvalidRequest("invalid sort option", reason="sort_option")
@@ -192,7 +194,7 @@ def range_op(
         _check_int64(number)
     flags = (KEYS_ONLY if keys_only else 0) | (COUNT_ONLY if count_only else 0)
     return [
-        3, start, end, max(limit, 0), max(revision, 0), int(sort_target), int(sort_order), flags,
+        3, start, end, max(limit, 0), revision, int(sort_target), int(sort_order), flags,
         min_mod, max_mod, min_create, max_create,
     ]  # fmt: skip
 

@@ -206,6 +206,8 @@ class MachineAgainstModel(RuleBasedStateMachine):
             if row.mod >= min_mod and (not max_mod or row.mod <= max_mod)
             and row.create >= min_create and (not max_create or row.create <= max_create)
         ]  # fmt: skip
+        if by and not order and limit and not any((min_mod, max_mod, min_create, max_create)):
+            rows = rows[: limit + 1]  # as in etcd: without an order, only these are sorted
         if by or order == 2:
             field = {1: "version", 2: "create", 3: "mod", 4: "value"}.get(by)
             rows.sort(

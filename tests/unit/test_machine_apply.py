@@ -287,7 +287,7 @@ def test_a_failure_in_a_configuration_or_a_compaction_leaves_nothing() -> None:
         ([1, None, 0, b"k", b"v", 0, 0, 0], InvariantViolation),
         ([1, None, 0, "text", b"v", 0, 0], InvariantViolation),
         ([1, None, 9, b"k", b"v", 0, 0], InvariantViolation),
-        ([1, None, 0, b"k", b"v", -1, 0], InvariantViolation),
+        ([1, None, 0, b"k", b"v", "9", 0], InvariantViolation),
         ([3, None], InvariantViolation),
         ([4, None, 0, [[9, 9, b"k", None, 0]], [], []], InvariantViolation),
         ([4, None, 0, [], [[1, b"k", b"1", 0, 0], [1, b"k", b"2", 0, 0]], []], InvariantViolation),
