@@ -11,7 +11,7 @@ carries an `Origin` must come from the host that it is sent to.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from raftkv.api.http.refusals import ForeignOrigin, UnsupportedMediaType
 
@@ -28,6 +28,13 @@ class Gate:
         origin = headers.get(b"origin")
         if origin is not None and method not in READS:
             check_origin(origin, headers.get(b"host", b""))
+
+    def admit_rpc(self, path: str, token: str | bytes | None, request: Any) -> None:
+        """Raise a `Refused` unless the caller of an RPC may send `request`.
+
+        Called for every request message of etcd's API, whether it came over gRPC or as JSON.
+        `path` is ``/package.Service/Method``; `token` is what the caller shows.
+        """
 
     def admit_json(self, headers: dict[bytes, bytes]) -> None:
         """Raise unless the body is declared as JSON, or declared as nothing.

@@ -63,6 +63,7 @@ class Listener:
         *,
         on_sweep: Callable[[], None] | None = None,
         on_drain: Callable[[], None] | None = None,
+        on_closed: Callable[[], None] | None = None,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         self.http1 = http1
@@ -75,6 +76,7 @@ class Listener:
         """Seconds on the loop's clock, refreshed by the sweep: precise enough for deadlines."""
         self._on_sweep = on_sweep
         self._on_drain = on_drain
+        self._on_closed = on_closed
         self._dirty: list[Connection] = []
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -163,6 +165,8 @@ class Listener:
         if self._server is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._server.wait_closed()
+        if self._on_closed is not None:
+            self._on_closed()
 
 
 class _Sniffer(asyncio.Protocol):

@@ -56,6 +56,10 @@ class GrpcShell:
         end = self.loop.time() + 2 * _LINGER_SECONDS
         while server.connections and self.loop.time() < end:
             await asyncio.sleep(0.02)
+        self.close()
+
+    def close(self) -> None:
+        """Stop the clock; nothing is timed from now on."""
         for timer in (self._tick, self._expire):
             if timer is not None:
                 timer.cancel()

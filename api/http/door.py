@@ -8,13 +8,15 @@ import ssl
 from email.utils import formatdate
 from typing import Any, Final
 
+from raftkv.api.etcd.door import EtcdDoor
+from raftkv.api.etcd.gateway import Gateway
 from raftkv.api.gate import Gate
 from raftkv.api.http import cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.openapi import build_openapi
 from raftkv.api.http.router import Route, Router
-from raftkv.api.listener import Factory, Listener
+from raftkv.api.listener import Listener
 from raftkv.errors import RaftkvError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS
 from raftkv.server.store import Store
@@ -42,8 +44,11 @@ def all_routes() -> list[Route]:
 class HttpDoor:
     """One store behind HTTP. Handlers reach everything through `Exchange.door`."""
 
-    def __init__(self, store: Store, *, gate: Gate | None = None) -> None:
+    def __init__(
+        self, store: Store, *, gate: Gate | None = None, gateway: Gateway | None = None
+    ) -> None:
         self.store = store
+        self.gateway = gateway
         self.gate = gate or Gate()
         self.loop = asyncio.get_running_loop()
         self.router = Router(all_routes())
@@ -75,6 +80,8 @@ class HttpDoor:
                 path = origin_form(path)
             if request.method != GET:
                 self.gate.admit(request.method, request.headers)
+            if self.gateway is not None and self.gateway.handle(x, path):
+                return
             route, x.places = self.router.find(request.method, path)
             x.route = route
             x.query = route.read_query(request.query)
@@ -136,21 +143,32 @@ async def start_http(
     tls: ssl.SSLContext | None = None,
     reuse_port: bool = False,
     gate: Gate | None = None,
-    http2: Factory | None = None,
     connections_max: int = CONNECTIONS_MAX,
 ) -> Listener:
-    """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`).
+    """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`), to HTTP/1.1 and to
+    the gRPC clients of etcd's API.
 
-    `http2`: makes the connection that takes a socket whose first bytes are the HTTP/2 preface.
     `await Listener.close()` drains: what is under way finishes, streams are told and ended.
     Raises `ConfigError` when the address cannot be had.
     """
-    door = HttpDoor(store, gate=gate)
+    gate = gate or Gate()
+    etcd = EtcdDoor(store, gate=gate)
+    door = HttpDoor(store, gate=gate, gateway=Gateway(etcd.rpcs))
+
+    def tick() -> None:
+        door.tick()
+        etcd.tick()
+
+    def drain() -> None:
+        door.drain()
+        etcd.drain()
+
     listener = Listener(
         lambda listener: HttpConnection(door, listener),
-        http2,
-        on_sweep=door.tick,
-        on_drain=door.drain,
+        etcd.connect,
+        on_sweep=tick,
+        on_drain=drain,
+        on_closed=etcd.close,
         connections_max=connections_max,
     )
     door.listener = listener

@@ -7,14 +7,13 @@ from functools import partial
 from typing import Final
 
 import raftkv
+from raftkv.api.etcd import answers
+from raftkv.api.etcd.version import CLUSTER_VERSION, SERVER_VERSION
 from raftkv.api.http.exchange import TEXT, Exchange
 from raftkv.api.http.handling import answering
+from raftkv.api.http.refusals import RouteNotFound
 from raftkv.api.http.router import Answer, Param, Route
 from raftkv.errors import InvalidRequest, RaftkvError
-
-ETCD_VERSION: Final = "3.6.0"
-ETCD_CLUSTER_VERSION: Final = "3.6"
-"""What etcd's clients are told: the version whose interface is spoken."""
 
 LIVE: Final = ("serializable_read",)
 READY: Final = ("data_corruption", "serializable_read", "linearizable_read", "non_learner")
@@ -44,23 +43,62 @@ CHECKS: Final[dict[str, Check]] = {
 }
 
 
+ALARMS: Final = {"no_space": "NOSPACE", "corrupt": "CORRUPT"}
+"""Problems of `Store.health` that are alarms, and etcd's names of them."""
+
+
 def get_health(x: Exchange) -> None:
-    x.door.store.read_index(partial(_health, x))
+    if x.query["serializable"]:
+        _health(x, None)
+    else:
+        x.door.store.read_index(partial(_health, x))
 
 
 def _health(x: Exchange, error: RaftkvError | None) -> None:
     # An unhealthy member is an answer here, not an error.
-    reasons = dict(x.door.store.health())
-    if error is not None:
-        reasons.setdefault("linearizable_read", error.message)
-    for name in _excluded(x, None):
-        reasons.pop(name, None)
-    reason = "; ".join(reasons[name] or name for name in sorted(reasons))
-    x.json({"health": "false" if reasons else "true", "reason": reason}, 503 if reasons else 200)
+    reason = _ailment(x, error)
+    x.json({"health": "false" if reason else "true", "reason": reason}, 503 if reason else 200)
+
+
+def _ailment(x: Exchange, error: RaftkvError | None) -> str:
+    """Why this member is not healthy, in etcd's words: the first of its reasons, or empty."""
+    problems = x.door.store.health()
+    excluded = _excluded(x, None)
+    for name, alarm in ALARMS.items():
+        if name in problems and not excluded & {name, alarm}:
+            return f"ALARM {alarm}"
+    if x.query["serializable"]:
+        return ""
+    if "no_leader" in problems and "no_leader" not in excluded:
+        return "RAFT NO LEADER"
+    if "learner" in problems and "learner" not in excluded:
+        return f"RANGE ERROR:{answers.NOT_FOR_LEARNER.text}"
+    if error is not None and "linearizable_read" not in excluded:
+        return f"RANGE ERROR:{answers.row_of(error).text}"
+    return ""
 
 
 def get_live(x: Exchange) -> None:
     _checks(x, None, "livez", LIVE)
+
+
+def get_live_check(x: Exchange) -> None:
+    _checks(x, None, "livez", (_named(x, LIVE),))
+
+
+def get_ready_check(x: Exchange) -> None:
+    name = _named(x, READY)
+    if name == "linearizable_read":
+        x.door.store.read_index(lambda error: _checks(x, error, "readyz", (name,)))
+    else:
+        _checks(x, None, "readyz", (name,))
+
+
+def _named(x: Exchange, known: tuple[str, ...]) -> str:
+    name = x.places[0].decode("utf-8", "replace")
+    if name not in known:
+        raise RouteNotFound(f"There is no check {name[:64]!r}", near=list(known))
+    return name
 
 
 def get_ready(x: Exchange) -> None:
@@ -108,8 +146,9 @@ def get_version(x: Exchange) -> None:
     x.json(
         {
             "version": raftkv.__version__,
-            "etcdserver": ETCD_VERSION,
-            "etcdcluster": ETCD_CLUSTER_VERSION,
+            "etcdserver": SERVER_VERSION,
+            "etcdcluster": CLUSTER_VERSION,
+            "storage": SERVER_VERSION,
         }
     )
 
@@ -117,6 +156,9 @@ def get_version(x: Exchange) -> None:
 HEALTH: Final = "Health"
 VERBOSE: Final = Param("verbose", "flag", "List every check.", default=False)
 EXCLUDE: Final = Param("exclude", "text", "Checks to leave out, separated by commas.", default="")
+SERIALIZABLE: Final = Param(
+    "serializable", "flag", "Look at this member alone, not at the cluster.", default=False
+)
 TEXT_ANSWERS: Final = (
     Answer(200, "All is well: `ok`, or the list of checks.", None, "text/plain"),
     Answer(503, "What is not: the list of checks.", None, "text/plain"),
@@ -125,7 +167,8 @@ TEXT_ANSWERS: Final = (
 ROUTES: Final = [
     Route(
         "GET", "/health", get_health, "getHealth", "Whether this member serves", HEALTH,
-        query=(EXCLUDE,),
+        doc="As etcd answers: the reason is an alarm, a missing leader, or a read that fails.",
+        query=(EXCLUDE, SERIALIZABLE),
         answers=(Answer(200, "It does.", "Health"), Answer(503, "It does not.", "Health")),
     ),
     Route(
@@ -135,6 +178,14 @@ ROUTES: Final = [
     Route(
         "GET", "/readyz", get_ready, "getReadyz", "Whether to send requests here", HEALTH,
         query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS,
+    ),
+    Route(
+        "GET", "/livez/{check}", get_live_check, "getLivezCheck", "One check of `/livez`", HEALTH,
+        query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS, problems=(404,),
+    ),
+    Route(
+        "GET", "/readyz/{check}", get_ready_check, "getReadyzCheck", "One check of `/readyz`",
+        HEALTH, query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS, problems=(404,),
     ),
     Route(
         "GET", "/version", get_version, "getVersion", "Which version this is", HEALTH,

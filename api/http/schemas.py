@@ -360,5 +360,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Leader": closed({"leader": ID}),
     "CompactAnswer": closed({"compact_revision": WHOLE, "revision": REVISION}),
     "Health": closed({"health": {"type": "string", "enum": ["true", "false"]}, "reason": TEXT}),
-    "Version": closed({"version": TEXT, "etcdserver": TEXT, "etcdcluster": TEXT}),
+    "Version": closed(
+        {"version": TEXT, "etcdserver": TEXT, "etcdcluster": TEXT, "storage": TEXT}
+    ),
 }  # fmt: skip

@@ -26,7 +26,7 @@ from raftkv.client.services import Services
 from raftkv.client.transport import DEFAULT_ENDPOINT, Answer, Call, Transport
 from raftkv.client.txn import TxnBuilder
 from raftkv.client.watch import Interruption, Watcher
-from raftkv.client.wire import Text, dumps, key_parameters, key_path, query, to_bytes
+from raftkv.client.wire import Text, dumps, key_parameters, key_path, query, to_bytes, understood
 from raftkv.errors import InvalidRequest, KeyNotFound
 
 TIMEOUT_SECONDS: Final = 10.0
@@ -120,12 +120,13 @@ class AsyncClient:
             timeout=timeout,
         )
         body = answer.json()
-        return PutResult(
-            int(body["mod_revision"]),
-            int(body["create_revision"]),
-            int(body["version"]),
-            optional_record(body.get("previous")),
-        )
+        with understood():
+            return PutResult(
+                int(body["mod_revision"]),
+                int(body["create_revision"]),
+                int(body["version"]),
+                optional_record(body.get("previous")),
+            )
 
     async def get(
         self,
@@ -142,9 +143,11 @@ class AsyncClient:
         """
         target = key_path(key) + query(_reading(revision, consistency))
         try:
-            return Record.from_json((await self.read(target, timeout=timeout)).json())
+            body = (await self.read(target, timeout=timeout)).json()
         except KeyNotFound:
             return None
+        with understood():
+            return Record.from_json(body)
 
     async def delete(
         self,
@@ -212,12 +215,13 @@ class AsyncClient:
             **_reading(revision, consistency),
         }
         body = (await self.read("/api/kv" + query(parameters), timeout=timeout)).json()
-        return RangePage(
-            int(body["revision"]),
-            records(body["items"]),
-            bool(body.get("more")),
-            body.get("cursor"),
-        )
+        with understood():
+            return RangePage(
+                int(body["revision"]),
+                records(body["items"]),
+                bool(body.get("more")),
+                body.get("cursor"),
+            )
 
     async def count(
         self,
@@ -235,7 +239,8 @@ class AsyncClient:
             "revision": revision,
         }
         body = (await self.read("/api/kv" + query(parameters), timeout=timeout)).json()
-        return int(body["count"])
+        with understood():
+            return int(body["count"])
 
     async def pages(
         self,
@@ -341,7 +346,8 @@ class AsyncClient:
             "POST", "/api/txn", json=body, idempotency_key=idempotency_key, timeout=timeout
         )
         result = answer.json()
-        return txn_result(result, int(result["revision"]))
+        with understood():
+            return txn_result(result, int(result["revision"]))
 
     def watch(
         self,
@@ -425,4 +431,7 @@ def _conditions(if_revision: int | None, if_absent: bool, if_present: bool) -> d
 
 def _deleted(answer: Answer) -> DeleteResult:
     body = answer.json()
-    return DeleteResult(int(body["revision"]), int(body["deleted"]), records(body.get("previous")))
+    with understood():
+        return DeleteResult(
+            int(body["revision"]), int(body["deleted"]), records(body.get("previous"))
+        )

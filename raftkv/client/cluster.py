@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from raftkv.client.errors import TransferBroken
 from raftkv.client.results import Compaction, Member, SnapshotSaved, Status
 from raftkv.client.transport import Answer, Call, network_errors, origin
-from raftkv.client.wire import segment
+from raftkv.client.wire import segment, understood
 from raftkv.errors import InvalidRequest, RaftkvError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class Cluster:
     async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> Status:
         """One member's view: that of `endpoint`, or of the first that answers."""
         call = Call("GET", "/api/status", endpoint=endpoint)
-        return Status.from_json((await self._client.transport.call(call, timeout)).json())
+        body = (await self._client.transport.call(call, timeout)).json()
+        with understood():
+            return Status.from_json(body)
 
     async def statuses(
         self, *, timeout: float | None = None
@@ -73,7 +75,8 @@ class Cluster:
         if name:
             body["name"] = name
         answer = await self._client.write("POST", "/api/members", json=body, timeout=timeout)
-        return str(answer.json()["member_id"]), _members(answer)
+        with understood():
+            return str(answer.json()["member_id"]), _members(answer)
 
     async def remove_member(self, member_id: str, *, timeout: float | None = None) -> None:
         """Remove a member. Raises ChangeRefused when that would be unsafe."""
@@ -110,7 +113,8 @@ class Cluster:
         result = (
             await self._client.write("POST", "/api/compact", json=body, timeout=timeout)
         ).json()
-        return Compaction(int(result["compact_revision"]), int(result["revision"]))
+        with understood():
+            return Compaction(int(result["compact_revision"]), int(result["revision"]))
 
     async def save_snapshot(
         self, path: str | Path, *, progress: Progress | None = None, timeout: float | None = None
@@ -165,7 +169,8 @@ class Cluster:
 
 
 def _members(answer: Answer) -> tuple[Member, ...]:
-    return tuple(Member.from_json(item) for item in answer.json()["members"])
+    with understood():
+        return tuple(Member.from_json(item) for item in answer.json()["members"])
 
 
 def _settle(file: BinaryIO) -> None:

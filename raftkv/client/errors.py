@@ -82,7 +82,9 @@ def error_from_problem(problem: Mapping[str, Any], *, writes: bool) -> RaftkvErr
     facts = {
         name: value
         for name, value in problem.items()
-        if name not in _FORM and re.fullmatch(r"[A-Za-z_]\w*", name) and name != "message"
+        if name not in _FORM
+        and re.fullmatch(r"[A-Za-z_]\w*", name)
+        and name not in ("self", "message")
     }
     facts["code"] = code
     message = str(problem.get("detail") or problem.get("title") or code or "no reason was given")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raftkv.client.errors import LeaseLost
 from raftkv.client.keeper import Keeper
 from raftkv.client.results import Lease, LeaseRevoked, LeaseStatus
-from raftkv.client.wire import decode, key_text, segment
+from raftkv.client.wire import decode, key_text, segment, understood
 
 if TYPE_CHECKING:
     from raftkv.client.client import AsyncClient
@@ -35,7 +35,10 @@ class Leases:
         """End a lease and delete its keys. Raises LeaseNotFound if there is none."""
         answer = await self._client.write("DELETE", _path(lease), timeout=timeout)
         body = answer.json()
-        return LeaseRevoked(str(body["lease"]), int(body["revision"]), int(body.get("deleted", 0)))
+        with understood():
+            return LeaseRevoked(
+                str(body["lease"]), int(body["revision"]), int(body.get("deleted", 0))
+            )
 
     async def keep_alive(self, lease: str, *, timeout: float | None = None) -> Lease:
         """Give a lease its whole TTL again. Raises LeaseNotFound once it has expired."""
@@ -46,17 +49,19 @@ class Leases:
     async def show(self, lease: str, *, timeout: float | None = None) -> LeaseStatus:
         """A lease with its remaining seconds and its keys."""
         body = (await self._client.read(_path(lease), timeout=timeout)).json()
-        return LeaseStatus(
-            str(body["lease"]),
-            int(body["ttl"]),
-            float(body.get("remaining") or 0),
-            tuple(_key(item) for item in body.get("keys") or ()),
-        )
+        with understood():
+            return LeaseStatus(
+                str(body["lease"]),
+                int(body["ttl"]),
+                float(body.get("remaining") or 0),
+                tuple(_key(item) for item in body.get("keys") or ()),
+            )
 
     async def list(self, *, timeout: float | None = None) -> tuple[Lease, ...]:
         """Every lease."""
         body = (await self._client.read("/api/leases", timeout=timeout)).json()
-        return tuple(_lease(item) for item in body["leases"])
+        with understood():
+            return tuple(_lease(item) for item in body["leases"])
 
     def keeper(
         self,
@@ -105,7 +110,8 @@ def _path(lease: str) -> str:
 
 
 def _lease(body: dict[str, object]) -> Lease:
-    return Lease(str(body["lease"]), int(str(body["ttl"])))
+    with understood():
+        return Lease(str(body["lease"]), int(str(body["ttl"])))
 
 
 def _key(item: object) -> str:

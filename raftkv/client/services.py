@@ -12,7 +12,7 @@ from raftkv.client.keeper import Keeper
 from raftkv.client.results import Instance, Registration, ServiceEvent, ServiceSummary
 from raftkv.client.transport import Transport
 from raftkv.client.watch import STALL_SECONDS, EventStream, Interruption
-from raftkv.client.wire import query, segment
+from raftkv.client.wire import query, segment, understood
 from raftkv.errors import Compacted, InstanceNotFound, RaftkvError
 
 if TYPE_CHECKING:
@@ -59,16 +59,17 @@ class Services:
             "PUT", _path(service, instance), json=body, timeout=timeout
         )
         result = answer.json()
-        return Registration(
-            service,
-            instance,
-            str(result.get("lease") or ""),
-            int(result["ttl"]),
-            str(result.get("expires_at") or ""),
-            int(result["revision"]),
-            bool(result.get("changed")),
-            bool(result.get("created")),
-        )
+        with understood():
+            return Registration(
+                service,
+                instance,
+                str(result.get("lease") or ""),
+                int(result["ttl"]),
+                str(result.get("expires_at") or ""),
+                int(result["revision"]),
+                bool(result.get("changed")),
+                bool(result.get("created")),
+            )
 
     async def heartbeat(
         self, service: str, instance: str, *, owner: str = "", timeout: float | None = None
@@ -82,7 +83,8 @@ class Services:
             timeout=timeout,
         )
         body = answer.json()
-        return str(body["lease"]), int(body["ttl"])
+        with understood():
+            return str(body["lease"]), int(body["ttl"])
 
     async def drain(
         self, service: str, instance: str, *, draining: bool = True, timeout: float | None = None
@@ -94,12 +96,12 @@ class Services:
             json={"draining": draining},
             timeout=timeout,
         )
-        return int(answer.json()["revision"])
+        return _revision(answer.json())
 
     async def deregister(self, service: str, instance: str, *, timeout: float | None = None) -> int:
         """Remove an instance; the revision. Raises InstanceNotFound if there is none."""
         answer = await self._client.write("DELETE", _path(service, instance), timeout=timeout)
-        return int(answer.json()["revision"])
+        return _revision(answer.json())
 
     async def list(
         self, *, prefix: str = "", timeout: float | None = None
@@ -110,10 +112,11 @@ class Services:
         while True:
             target = "/api/services" + query({"prefix": prefix or None, "cursor": cursor})
             body = (await self._client.read(target, timeout=timeout)).json()
-            for item in body["services"]:
-                instances = int(item["instances"])
-                passing = int(item.get("passing", instances))
-                found.append(ServiceSummary(str(item["service"]), instances, passing))
+            with understood():
+                for item in body["services"]:
+                    instances = int(item["instances"])
+                    passing = int(item.get("passing", instances))
+                    found.append(ServiceSummary(str(item["service"]), instances, passing))
             cursor = body.get("cursor")
             if not cursor:
                 return tuple(found)
@@ -129,7 +132,8 @@ class Services:
         """The instances of a service; an unknown service has none."""
         target = f"/api/services/{segment(service)}" + query({"tag": tag, "passing": passing})
         body = (await self._client.read(target, timeout=timeout)).json()
-        return tuple(Instance.from_json(item) for item in body["instances"])
+        with understood():
+            return tuple(Instance.from_json(item) for item in body["instances"])
 
     async def instance(
         self, service: str, instance: str, *, timeout: float | None = None
@@ -139,7 +143,8 @@ class Services:
             answer = await self._client.read(_path(service, instance), timeout=timeout)
         except InstanceNotFound:
             return None
-        return Instance.from_json(answer.json())
+        with understood():
+            return Instance.from_json(answer.json())
 
     def watch(
         self, service: str | None = None, *, on_interruption: Interruption | None = None
@@ -280,7 +285,8 @@ class ServiceWatcher:
                     raise
                 self._revision = None
                 continue
-            self._take(message.id is not None, body)
+            with understood():
+                self._take(message.id is not None, body)
         return self._out.popleft()
 
     async def __aenter__(self) -> Self:
@@ -351,6 +357,11 @@ class ServiceWatcher:
         if first:
             self._out.append(ServiceEvent("ready", revision, None))
             self._ready = True
+
+
+def _revision(body: Mapping[str, Any]) -> int:
+    with understood():
+        return int(body["revision"])
 
 
 def _path(service: str, instance: str) -> str:

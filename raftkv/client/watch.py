@@ -19,7 +19,7 @@ from raftkv.client.results import Event
 from raftkv.client.retry import BACKOFF_SECONDS_FIRST, BACKOFF_SECONDS_MAX, Kind, may_repeat
 from raftkv.client.sse import EventParser, ServerEvent
 from raftkv.client.transport import Call, Transport, network_errors, origin
-from raftkv.client.wire import loads, query
+from raftkv.client.wire import loads, query, understood
 from raftkv.errors import RaftkvError, ReadTimedOut
 from raftkv.limits import WATCH_PROGRESS_SECONDS
 
@@ -204,9 +204,11 @@ class Watcher:
             # The stream's place is known from here on. A later `ready` says nothing new: what
             # is still to come of the past has not been given out when it arrives.
             if self._revision is None or kind == "progress":
-                self._complete(int(body.get("revision", 0)))
+                with understood():
+                    self._complete(int(body.get("revision", 0)))
             return None
-        event = Event.from_json(body)
+        with understood():
+            event = Event.from_json(body)
         if self._revision is not None and event.revision <= self._revision:
             return None
         repeated = False

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, quote_from_bytes
 
@@ -99,6 +100,18 @@ def decode(text: Any, encoding: Any) -> bytes:
         except binascii.Error as error:
             raise BadAnswer(f"the answer holds broken base64: {error}") from error
     return text.encode()
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turn what values of unexpected types or shapes raise into `BadAnswer`.
+
+    To be put around code that only picks an answer apart.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadAnswer(f"the answer holds something unexpected: {error!r}") from error
 
 
 def dumps(value: Any) -> bytes:

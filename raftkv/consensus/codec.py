@@ -24,6 +24,7 @@ from raftkv.consensus.types import (
     SnapshotMeta,
 )
 from raftkv.errors import PeerError
+from raftkv.packing import unpack
 
 _UINT64 = 1 << 64
 _CHANGES_MAX = limits.VOTERS_MAX + limits.LEARNERS_MAX
@@ -120,9 +121,9 @@ def _pack_conf(conf: ConfState) -> tuple[Any, ...]:
 
 def _unpack(data: bytes) -> Any:
     try:
-        return msgpack.unpackb(data, use_list=False, raw=False, strict_map_key=True)
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise PeerError(f"not msgpack: {type(error).__name__}") from None
+        return unpack(data, use_list=False)
+    except ValueError as error:
+        raise PeerError(str(error)) from None
 
 
 def _uint(value: Any) -> int:

@@ -15,6 +15,11 @@ from raftkv.machine.records import Record
 from raftkv.machine.results import CompactResult, DeleteResult, Outcome, PutResult, Result
 from raftkv.machine.txn import apply_txn, check_put, do_delete, do_put
 
+ACCIDENTS: Final = (
+    ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error,
+)  # fmt: skip
+"""What Python raises when a command is not one that a builder makes."""
+
 Handler = Callable[[Draft, list[Any]], Result]
 
 
@@ -34,7 +39,7 @@ def apply_command(draft: Draft, command: list[Any]) -> Outcome:
         check(draft.sub == 0, "a refused command has written nothing", refusal=refusal.code)
         # Without its traceback, which would keep the whole draft alive.
         return refusal.with_traceback(None)
-    except (ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
+    except ACCIDENTS as error:
         raise InvariantViolation(
             f"command {command[0]!r} failed in a way no command may: {error!r}"
         ) from error

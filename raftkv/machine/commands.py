@@ -28,6 +28,7 @@ from raftkv.errors import (
 )
 from raftkv.machine.records import KEYSPACES_MAX, USER_KEYS
 from raftkv.machine.txnrules import check_operations
+from raftkv.packing import unpack
 
 Command: TypeAlias = bytes
 """One packed command; `len` is what it adds to a batch."""
@@ -146,8 +147,7 @@ def put_op(
         raise _too_large("key", len(key), limits.KEY_BYTES_MAX)
     if len(value) > limits.VALUE_BYTES_MAX:
         raise _too_large("value", len(value), limits.VALUE_BYTES_MAX)
-    if not 0 <= lease <= _INT64_MAX:
-        raise InvalidRequest("a lease id is a positive 63-bit number", lease=lease)
+    _check_int64(lease)
     flags = 0
     if prev:
         flags = WANT_PREVIOUS
@@ -183,7 +183,10 @@ def range_op(
     min_create: int = 0,
     max_create: int = 0,
 ) -> Operation:
-    """Read a key or an interval inside a transaction; see `Machine.range` for the meaning."""
+    """Read a key or an interval inside a transaction; see `Machine.range` for the meaning.
+
+    A revision below 0 is refused as compacted, when its branch is taken.
+    """
     _check_interval(start, end)
     if not (0 <= sort_target <= SortTarget.VALUE and 0 <= sort_order <= SortOrder.DESCEND):
         raise InvalidRequest("invalid sort option", reason="sort_option")
@@ -191,7 +194,7 @@ def range_op(
         _check_int64(number)
     flags = (KEYS_ONLY if keys_only else 0) | (COUNT_ONLY if count_only else 0)
     return [
-        3, start, end, max(limit, 0), max(revision, 0), int(sort_target), int(sort_order), flags,
+        3, start, end, max(limit, 0), revision, int(sort_target), int(sort_order), flags,
         min_mod, max_mod, min_create, max_create,
     ]  # fmt: skip
 
@@ -454,7 +457,7 @@ def decode_batch(data: bytes) -> Batch:
     """Unpack a log entry's data. Raises CorruptionError, or FormatError for an unknown command."""
     try:
         (stamp,) = _STAMP.unpack_from(data)
-        body = msgpack.unpackb(memoryview(data)[8:], raw=False, use_list=True)
+        body = unpack(data, 8)
         origin, boot, sequence, commands = body
         for command in commands:
             if not 0 < command[0] <= OP_MAX:

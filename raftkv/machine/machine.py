@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
-from raftkv.errors import Compacted, check
+from raftkv.errors import Compacted, check, violated
 from raftkv.machine import mvcc
-from raftkv.machine.apply import apply_command
+from raftkv.machine.apply import ACCIDENTS, apply_command
 from raftkv.machine.catalog import (
     Instance,
     ServiceSummary,
@@ -31,13 +31,14 @@ from raftkv.machine.cluster import (
     read_members,
     replace_members,
 )
-from raftkv.machine.commands import SortOrder, SortTarget, decode_batch
+from raftkv.machine.commands import Compare, Operation, SortOrder, SortTarget, decode_batch
 from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, Draft, State
 from raftkv.machine.events import Event
 from raftkv.machine.leases import Lease, read_lease, read_lease_keys, read_leases
 from raftkv.machine.records import DELETE, U64, USER_KEYS, Record
-from raftkv.machine.results import Applied, Outcome, RangeResult
+from raftkv.machine.results import Applied, Outcome, RangeResult, TxnResult
 from raftkv.machine.tables import CURRENT, META, TableReader, Tables
+from raftkv.machine.txn import read_txn
 
 HASHES_KEPT: Final = 1024
 COMPACTION_ROW: Final = b"compaction"
@@ -179,7 +180,10 @@ class Machine:
                         index, term, origin, boot, sequence, results, draft.events, draft.leases
                     )
                 )
-            draft.save()
+            try:
+                draft.save()
+            except ACCIDENTS as error:
+                violated("a command has left a state that cannot be stored", reason=repr(error))
         self._adopt(draft)
         for entry, digest in zip(applied, hashes, strict=True):
             self._remember_hash(entry.index, digest)
@@ -285,7 +289,8 @@ class Machine:
 
         `revision` 0 is now. Filters (0: none, bounds inclusive) and sorting come before `limit`
         (0: none); `reverse` is descending key order. Sorting by anything but the key reads the
-        whole interval; ties stay in key order.
+        whole interval; ties stay in key order. Without a sort order only the first `limit` + 1
+        keys are sorted, as in etcd.
 
         `want_count` asks for the number of keys in the interval, ignoring limit and filters, which
         visits all of it; `count_only` asks for nothing else. `examine_max` ends the call after so
@@ -302,6 +307,22 @@ class Machine:
         )  # fmt: skip
         with self._tables.read() as reader:
             return View(reader, self._state).range(query)
+
+    def read_txn(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Operation],
+        else_: Sequence[Operation] = (),
+        *,
+        keyspace: int = USER_KEYS,
+    ) -> TxnResult:
+        """Carry out a transaction that only reads on the state as it is, without the log.
+
+        Made of operations as `commands.txn` takes them; judge them by that first. Raises
+        FutureRevision or Compacted.
+        """
+        with self._tables.read() as reader:
+            return read_txn(reader, self._state, keyspace, list(compares), list(then), list(else_))
 
     def history(self, from_revision: int, to_revision: int, events_max: int) -> list[Event]:
         """Events of revisions [from_revision, to_revision], in order, whole revisions only.

@@ -243,6 +243,9 @@ def _read_sorted(reader: TableReader, query: RangeQuery, at: int, newest: int) -
         return RangeResult(at, [], count, False)
     if query.filtered:
         raws = [raw for raw in raws if query.passes(raw)]
+    elif query.limit and query.sort_order == SortOrder.NONE:
+        # As in etcd: without an order, what is sorted is what the limit let through, and one more.
+        raws = raws[: query.limit + 1]
     raws.sort(
         key=_SORT_KEYS[query.sort_target],
         # Ties stay in key order either way.

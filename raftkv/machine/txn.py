@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from raftkv.errors import KeyNotFound, LeaseNotFound, NoSpace
+from raftkv.errors import KeyNotFound, LeaseNotFound, NoSpace, check
 from raftkv.machine.commands import (
     COUNT_ONLY,
     IGNORE_LEASE,
@@ -18,11 +18,11 @@ from raftkv.machine.commands import (
     WANT_PREVIOUS,
     CompareTarget,
 )
-from raftkv.machine.draft import KEYSPACE, Draft
+from raftkv.machine.draft import KEYSPACE, Draft, State
 from raftkv.machine.mvcc import RangeQuery, check_revision, live_rows, read_range
 from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, Record
 from raftkv.machine.results import DeleteResult, PutResult, RangeResult, Result, TxnResult
-from raftkv.machine.tables import CURRENT, LEASES
+from raftkv.machine.tables import CURRENT, LEASES, TableReader
 
 _PUT, _DELETE, _RANGE, _TXN = 1, 2, 3, 4
 _FIELD: Final = {
@@ -38,11 +38,20 @@ _VALUE: Final = int(CompareTarget.VALUE)
 
 
 def check_put(draft: Draft, keyspace: int, key: bytes, lease: int, flags: int) -> None:
-    """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound."""
+    """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound, in etcd's order."""
     if draft.no_space:
         raise NoSpace("the store is full: delete or compact; writes go on once there is space")
-    if lease and draft.get(LEASES, U64.pack(lease)) is None:
+    _check_lease(draft, lease)
+    _check_exists(draft, keyspace, key, flags)
+
+
+def _check_lease(draft: Draft, lease: int) -> None:
+    # An id that cannot have been granted is merely unknown.
+    if lease and (lease < 0 or draft.get(LEASES, U64.pack(lease)) is None):
         raise LeaseNotFound("no such lease", lease=lease)
+
+
+def _check_exists(draft: Draft, keyspace: int, key: bytes, flags: int) -> None:
     if flags & (IGNORE_VALUE | IGNORE_LEASE):
         old = draft.get(CURRENT, KEYSPACE[keyspace] + key)
         if old is None or old[0] == DELETE:
@@ -75,7 +84,9 @@ def do_delete(
     return DeleteResult(draft.seen_revision, len(doomed), previous)
 
 
-def _do_range(draft: Draft, keyspace: int, operation: list[Any]) -> RangeResult:
+def _do_range(
+    reader: TableReader, state: State, seen_revision: int, keyspace: int, operation: list[Any]
+) -> RangeResult:
     (_, start, end, limit, revision, sort_target, sort_order, flags,
      min_mod, max_mod, min_create, max_create) = operation  # fmt: skip
     query = RangeQuery(
@@ -84,8 +95,7 @@ def _do_range(draft: Draft, keyspace: int, operation: list[Any]) -> RangeResult:
         sort_target=sort_target, sort_order=sort_order,
         min_mod=min_mod, max_mod=max_mod, min_create=min_create, max_create=max_create,
     )  # fmt: skip
-    state = draft.state
-    return read_range(draft.writer, query, draft.seen_revision, state.compact_revision, state.keys)
+    return read_range(reader, query, seen_revision, state.compact_revision, state.keys)
 
 
 # ---- transactions ------------------------------------------------------------------------------
@@ -103,11 +113,21 @@ def apply_txn(draft: Draft, command: list[Any]) -> TxnResult:
     _, _, keyspace, compares, then, else_ = command
     if draft.no_space and (_has_put(then) or _has_put(else_)):
         raise NoSpace("the store is full: delete or compact; writes go on once there is space")
-    plan = _choose(draft, keyspace, compares, then, else_)
-    _check(draft, keyspace, plan)
+    plan = _choose(draft.writer, keyspace, compares, then, else_)
+    _check_puts(draft, keyspace, plan)
+    _check_ranges(draft.state, plan)
     result = _run(draft, keyspace, plan)
     result.revision = draft.end_command()
     return result
+
+
+def read_txn(
+    reader: TableReader, state: State, keyspace: int, compares: list[Any], *branches: list[Any]
+) -> TxnResult:
+    """What a transaction without writes would answer just now, read without a draft."""
+    plan = _choose(reader, keyspace, compares, *branches)
+    _check_ranges(state, plan)
+    return _run_reads(reader, state, keyspace, plan)
 
 
 def _has_put(operations: list[list[Any]]) -> bool:
@@ -121,20 +141,20 @@ def _has_put(operations: list[list[Any]]) -> bool:
 
 
 def _choose(
-    draft: Draft, keyspace: int, compares: list[Any], then: list[Any], else_: list[Any]
+    reader: TableReader, keyspace: int, compares: list[Any], then: list[Any], else_: list[Any]
 ) -> _Plan:
-    succeeded = all(_holds(draft, keyspace, compare) for compare in compares)
+    succeeded = all(_holds(reader, keyspace, compare) for compare in compares)
     operations = [
-        _choose(draft, keyspace, *operation[1:]) if operation[0] == _TXN else operation
+        _choose(reader, keyspace, *operation[1:]) if operation[0] == _TXN else operation
         for operation in (then if succeeded else else_)
     ]
     return _Plan(succeeded, operations)
 
 
-def _holds(draft: Draft, keyspace: int, compare: list[Any]) -> bool:
+def _holds(reader: TableReader, keyspace: int, compare: list[Any]) -> bool:
     target, relation, start, end, operand = compare
     empty = True
-    for _, raw in live_rows(draft.writer, keyspace, start, end):
+    for _, raw in live_rows(reader, keyspace, start, end):
         empty = False
         actual = Record(raw).value if target == _VALUE else HEADER.unpack_from(raw)[_FIELD[target]]
         if not _related(actual, relation, operand):
@@ -154,15 +174,23 @@ def _related(actual: Any, relation: int, operand: Any) -> bool:
     return bool(actual != operand)
 
 
-def _check(draft: Draft, keyspace: int, plan: _Plan) -> None:
+def _check_puts(draft: Draft, keyspace: int, plan: _Plan) -> None:
     for operation in plan.operations:
         if isinstance(operation, _Plan):
-            _check(draft, keyspace, operation)
+            _check_puts(draft, keyspace, operation)
         elif operation[0] == _PUT:
             _, key, _, lease, flags = operation
-            check_put(draft, keyspace, key, lease, flags)
+            # The other way round than for a single put, as in etcd.
+            _check_exists(draft, keyspace, key, flags)
+            _check_lease(draft, lease)
+
+
+def _check_ranges(state: State, plan: _Plan) -> None:
+    for operation in plan.operations:
+        if isinstance(operation, _Plan):
+            _check_ranges(state, operation)
         elif operation[0] == _RANGE and operation[4]:
-            check_revision(operation[4], draft.state.revision, draft.state.compact_revision)
+            check_revision(operation[4], state.revision, state.compact_revision)
 
 
 def _run(draft: Draft, keyspace: int, plan: _Plan) -> TxnResult:
@@ -175,5 +203,18 @@ def _run(draft: Draft, keyspace: int, plan: _Plan) -> TxnResult:
         elif operation[0] == _DELETE:
             responses.append(do_delete(draft, keyspace, *operation[1:]))
         else:
-            responses.append(_do_range(draft, keyspace, operation))
+            responses.append(
+                _do_range(draft.writer, draft.state, draft.seen_revision, keyspace, operation)
+            )
     return TxnResult(draft.seen_revision, plan.succeeded, responses)
+
+
+def _run_reads(reader: TableReader, state: State, keyspace: int, plan: _Plan) -> TxnResult:
+    responses: list[Result] = []
+    for operation in plan.operations:
+        if isinstance(operation, _Plan):
+            responses.append(_run_reads(reader, state, keyspace, operation))
+        else:
+            check(operation[0] == _RANGE, "only reads are carried out without the log")
+            responses.append(_do_range(reader, state, state.revision, keyspace, operation))
+    return TxnResult(state.revision, plan.succeeded, responses)

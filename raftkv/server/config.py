@@ -500,7 +500,7 @@ def _read_file(path: Path) -> dict[str, object]:
         raise ConfigError(
             f"cannot read the configuration file {path}: {error.strerror}", file=str(path)
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # endless digits and brackets raise these
         raise ConfigError(
             f"the configuration file {path} is not TOML: {error}", file=str(path)
         ) from error

@@ -16,6 +16,7 @@ import msgpack
 
 from raftkv.errors import ConfigError, PeerError
 from raftkv.limits import PEER_DIAL_SECONDS, PEER_INTRODUCTION_BYTES_MAX
+from raftkv.packing import unpack
 from raftkv.server.frames import FrameKind
 from raftkv.server.peer_link import LinkStats, PeerLink
 
@@ -34,11 +35,12 @@ def encode_introduction(cluster_id: int, members: Sequence[Sequence[Any]]) -> by
 def decode_introduction(payload: bytes) -> tuple[int, list[Introduced]]:
     """Cluster id and members. Raises PeerError."""
     try:
-        answer: Any = msgpack.unpackb(payload)
-        cluster_id, rows = answer
-        members = [(number, name, list(urls), started) for number, name, urls, started in rows]
-    except (ValueError, TypeError, msgpack.UnpackException):
+        cluster_id, rows = unpack(payload)
+        members = [(number, name, urls, started) for number, name, urls, started in rows]
+    except (ValueError, TypeError):
         raise PeerError("an introduction that cannot be read") from None
+    if any(type(urls) is not list for _, _, urls, _ in members):
+        raise PeerError("an introduction of a wrong shape")
     texts = [text for _, name, urls, _ in members for text in (name, *urls)]
     numbers = [cluster_id, *(number for number, _, _, _ in members)]
     if any(type(text) is not str for text in texts) or any(type(n) is not int for n in numbers):

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from raftkv.consensus.types import NO_MEMBER, Role
-from raftkv.errors import LeaseNotFound, NoLeader, OutcomeUnknown, RaftkvError, Refused
+from raftkv.errors import (
+    LeaseNotFound,
+    NoLeader,
+    OutcomeUnknown,
+    PeerError,
+    RaftkvError,
+    Refused,
+)
 from raftkv.limits import LEASE_REVOKES_PER_BATCH
 from raftkv.machine import commands
 from raftkv.server.lessor import Lessor
 from raftkv.server.read_queue import ReadQueue
 from raftkv.server.repeats import Repeats
-from raftkv.server.shell_frames import ShellFrame
+from raftkv.server.shell_frames import ShellFrame, is_time, is_ttls
 from raftkv.server.store import Done, KeepAliveResult, LeaseTime, StoreStats
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 EXPIRE_COMMANDS_PER_TICK = 16
 
 Propose = Callable[[commands.Command, Done], None]
+Fits = Callable[[Any], bool]
 
 
 class LeaseDesk:
@@ -53,8 +61,8 @@ class LeaseDesk:
         self._request_timeout_ms = request_timeout_ms
         self._keep_alives: list[tuple[int, Done]] = []
         self._times: list[tuple[int, Done]] = []
-        self._asked: dict[int, tuple[int, Done]] = {}
-        """Questions at the leader: (deadline, who waits), oldest first."""
+        self._asked: dict[int, tuple[int, Done, Fits]] = {}
+        """Questions at the leader: (deadline, who waits, what can be the answer), oldest first."""
         self._next_question = 1
         self._repeats = Repeats()
 
@@ -83,7 +91,9 @@ class LeaseDesk:
             if self._node.role is Role.LEADER:
                 self._renew(leases, answered)
             else:
-                self._ask(ShellFrame.KEEP_ALIVE, leases, answered)
+                self._ask(
+                    ShellFrame.KEEP_ALIVE, leases, answered, lambda got: is_ttls(got, len(leases))
+                )
         if self._times:
             asked, self._times = self._times, []
             for lease, done in asked:
@@ -95,7 +105,7 @@ class LeaseDesk:
     def tick(self, now_ms: int) -> None:
         """Give up on answers that are overdue, and propose to expire what ran out."""
         while self._asked:
-            question, (deadline_ms, done) = next(iter(self._asked.items()))
+            question, (deadline_ms, done, _) = next(iter(self._asked.items()))
             if deadline_ms > now_ms:
                 break
             del self._asked[question]
@@ -106,7 +116,7 @@ class LeaseDesk:
     def role_changed(self, leads: bool, leases: Callable[[], Iterable[tuple[int, int]]]) -> None:
         """This member leads a new term, or follows; `leases` gives (id, ttl_seconds) of all."""
         asked, self._asked = self._asked, {}
-        for _, done in asked.values():
+        for _, done, _ in asked.values():
             done(OutcomeUnknown("the leader was replaced before it answered"))
         if leads:
             self.lessor.promote(leases(), self._around.now_ms())
@@ -124,8 +134,11 @@ class LeaseDesk:
             else:
                 self.lessor.gone(lease)
 
-    def take_frame(self, peer: int, kind: int, fields: Any, refusing: Refused | None) -> bool:
-        """A peer's question or answer; False when the frame is about something else."""
+    def take_frame(self, peer: int, kind: int, fields: list[Any], refusing: Refused | None) -> None:
+        """A peer's question or answer, as `decode_shell` gave it.
+
+        Raises PeerError for an answer to something else; the question stays open then.
+        """
         if kind == ShellFrame.KEEP_ALIVE:
             question, leases = fields
             # Late, a second copy would renew what its holder has let go of since.
@@ -137,17 +150,18 @@ class LeaseDesk:
                 self._tell_time(lease, lambda answer: self._reply(peer, question, _wire(answer)))
         elif kind == ShellFrame.ANSWER:
             (boot, number), answer = fields
-            asked = self._asked.pop(number, None) if boot == self._boot else None
+            asked = self._asked.get(number) if boot == self._boot else None
             if asked is not None:
-                asked[1](answer)
-        else:
-            return False
-        return True
+                _, done, fits = asked
+                if not fits(answer):
+                    raise PeerError("an answer to something else than was asked", peer=peer)
+                del self._asked[number]
+                done(answer)
 
     def refuse_all(self, reason: Refused) -> None:
         """Answer whoever waits here with `reason`."""
         waiting = [done for _, done in self._keep_alives + self._times]
-        waiting += [done for _, done in self._asked.values()]
+        waiting += [done for _, done, _ in self._asked.values()]
         self._keep_alives, self._times, self._asked = [], [], {}
         for done in waiting:
             done(reason)
@@ -222,7 +236,7 @@ class LeaseDesk:
 
     # As follower
 
-    def _ask(self, kind: int, body: Any, done: Done) -> None:
+    def _ask(self, kind: int, body: Any, done: Done, fits: Fits) -> None:
         leader = self._node.leader
         number = self._next_question
         self._next_question += 1
@@ -230,7 +244,7 @@ class LeaseDesk:
         if leader == NO_MEMBER or not self._around.send_frame(leader, kind, payload):
             done(NoLeader("no leader is known or reachable; try again shortly"))
             return
-        self._asked[number] = (self._around.now_ms() + self._request_timeout_ms, done)
+        self._asked[number] = (self._around.now_ms() + self._request_timeout_ms, done, fits)
 
     def _ask_time(self, lease: int, done: Done) -> None:
         def answered(answer: Any) -> None:
@@ -241,7 +255,7 @@ class LeaseDesk:
             else:
                 done(_not_found(lease) if answer is None else LeaseTime(lease, *answer))
 
-        self._ask(ShellFrame.LEASE_TIME, lease, answered)
+        self._ask(ShellFrame.LEASE_TIME, lease, answered, is_time)
 
 
 def _leader_moved() -> NoLeader:

@@ -520,7 +520,13 @@ class Member:
 
     def _housekeeping(self) -> None:
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
-        self._upkeep.housekeeping(now_ms())
+        try:
+            job = self._upkeep.housekeeping(now_ms())
+        except Exception as error:
+            self._crashed(error)
+            return
+        if job is not None:
+            self._append.run(job)
         self.wake()
 
     def _compact_slice(self) -> None:

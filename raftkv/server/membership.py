@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from raftkv.consensus.types import ChangeKind, ConfigChange, ConfState
-from raftkv.errors import ChangeRefused, MemberExists, MemberNotFound
+from raftkv.errors import ChangeRefused, MemberExists, MemberNotFound, PeerError
 from raftkv.limits import LEARNERS_MAX, VOTERS_MAX
 from raftkv.machine.cluster import MemberChange, MemberInfo
+from raftkv.packing import unpack
 
 if TYPE_CHECKING:
     from raftkv.consensus.node import PeerStatus, Status
@@ -26,10 +27,25 @@ def change_context(origin: int, boot: int, sequence: int, attributes: list[Any])
 
 
 def read_context(context: bytes) -> tuple[int, int, int, list[Any]]:
-    """(origin, boot, sequence, attributes); zeros for a change that consensus made by itself."""
+    """(origin, boot, sequence, attributes); zeros for a change that consensus made by itself.
+
+    Raises PeerError for a context that `change_context` does not make.
+    """
     if not context:
         return 0, 0, 0, []
-    origin, boot, sequence, attributes = msgpack.unpackb(context)
+    try:
+        fields = unpack(context)
+    except ValueError as error:
+        raise PeerError(f"a malformed context of a membership change: {error}") from None
+    if type(fields) is not list or [type(field) for field in fields] != [int, int, int, list]:
+        raise PeerError("a malformed context of a membership change")
+    origin, boot, sequence, attributes = fields
+    types = [type(attribute) for attribute in attributes]
+    texts = [text for part in attributes[2:4] if type(part) is list for text in part]
+    if types not in ([], [int], [int, str, list, list, bool]) or any(
+        type(text) is not str for text in texts
+    ):
+        raise PeerError("malformed attributes of a member")
     return origin, boot, sequence, attributes
 
 

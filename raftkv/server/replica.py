@@ -39,7 +39,6 @@ from raftkv.errors import (
     Corrupt,
     DiskFullError,
     NoLeader,
-    PeerError,
     RaftkvError,
     Refused,
     Stopping,
@@ -67,7 +66,7 @@ from raftkv.server.membership import (
 from raftkv.server.pending import Pending
 from raftkv.server.read_queue import ReadQueue, read_timed_out
 from raftkv.server.repeats import Repeats
-from raftkv.server.shell_frames import ShellFrame
+from raftkv.server.shell_frames import ShellFrame, decode_shell
 from raftkv.server.store import Done, StoreStats
 from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 
@@ -295,19 +294,16 @@ class Replica:
 
     def receive_frame(self, peer: int, kind: int, payload: bytes) -> None:
         """One of the replica's own frames. Raises PeerError when it is malformed."""
-        try:
-            fields = msgpack.unpackb(payload)
-            if kind == ShellFrame.PROPOSAL_REFUSED:
-                boot, sequence, reason = fields
-                if boot == self.boot:
-                    self.pending.refuse(sequence, _refusal(reason))
-            elif kind == ShellFrame.HASH:
-                index, claimed = fields
-                self._compare_hash(peer, index, claimed)
-            elif not self._leases.take_frame(peer, kind, fields, self._refusing):
-                raise PeerError(f"unknown frame kind {kind}", peer=peer, kind=kind)
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-            raise PeerError(f"malformed frame of kind {kind}: {error}", peer=peer) from error
+        fields = decode_shell(kind, payload)
+        if kind == ShellFrame.PROPOSAL_REFUSED:
+            boot, sequence, reason = fields
+            if boot == self.boot:
+                self.pending.refuse(sequence, _refusal(reason))
+        elif kind == ShellFrame.HASH:
+            index, claimed = fields
+            self._compare_hash(peer, index, claimed)
+        else:
+            self._leases.take_frame(peer, kind, fields, self._refusing)
         self._wake()
 
     def written(self, written: Sequence[tuple[StorageWrite, WriteReceipt]]) -> None:

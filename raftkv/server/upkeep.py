@@ -74,13 +74,14 @@ class Upkeep:
         self._watch_space()
         self._replica.tick(now_ms, late_ms if late_ms >= STALL_MS_MIN else 0)
 
-    def housekeeping(self, now_ms: int) -> None:
-        """To be called every HOUSEKEEPING_SECONDS."""
+    def housekeeping(self, now_ms: int) -> Callable[[Wal], None] | None:
+        """To be called every HOUSEKEEPING_SECONDS. Answers work for the log's writer, if any."""
         self._replica.share_hash()
         self.announce()
         if now_ms >= self._next_progress_ms:
             self._next_progress_ms = now_ms + int(WATCH_PROGRESS_SECONDS * 1000)
             self._replica.hub.mark_progress()
+        return self._look_for_space()
 
     def announce(self) -> None:
         """Tell the cluster this member's name and client addresses, once they differ."""
@@ -107,7 +108,11 @@ class Upkeep:
         """Raise or clear this member's space alarm, with the log's reserve still there."""
         machine, replica, quota = self._opened.machine, self._replica, self._settings.quota_bytes
         used = self._opened.backend.used_bytes()
-        disk_full = self.log_disk_full or self._opened.wal.disk_full is not None
+        disk_full = (
+            self.log_disk_full
+            or self._opened.wal.disk_full is not None
+            or self._opened.backend.disk_full is not None
+        )
         alarmed = (commands.AlarmKind.NOSPACE, replica.member_id) in machine.alarms
         if replica.node.leader == NO_MEMBER or self._alarming:
             return
@@ -120,6 +125,14 @@ class Upkeep:
         elif alarmed and not disk_full and used <= quota * NO_SPACE_CLEARED_AT:
             log.info("there is space again", extra={"used_bytes": used, "quota_bytes": quota})
             self._propose_alarm(False)
+
+    def _look_for_space(self) -> Callable[[Wal], None] | None:
+        """While writes are refused nothing else would find out that the disk has space again."""
+        self._opened.backend.look_for_space()
+        # Stuck in a write, the log's writer tries by itself.
+        if not self.log_disk_full and self._opened.wal.disk_full is not None:
+            return lambda wal: wal.look_for_space()
+        return None
 
     def _propose_alarm(self, on: bool) -> None:
         self._alarming = True

@@ -549,7 +549,10 @@ class SimMember:
 
     def _housekeeping(self) -> None:
         self._later(int(HOUSEKEEPING_SECONDS * SECOND_US), self._housekeeping)
-        self._upkeep.housekeeping(self.now_ms())
+        job = self._upkeep.housekeeping(self.now_ms())
+        if job is not None:
+            self._queue.append(job)
+            self._begin_append()
         self.wake()
 
     def _compact_slice(self) -> None:

@@ -68,6 +68,10 @@ class Backend(Protocol):
     """Set while no space can be set aside ahead of writes: time to refuse new data. A reserve for
     deletes and compaction is left then."""
 
+    def look_for_space(self) -> None:
+        """Try again to set space aside, if `disk_full`. To be called now and then: a store that
+        refuses writes writes nothing that would try."""
+
     def read(self) -> AbstractContextManager[Reader]:
         """A view of the last committed state. Cheap; never held across turns of the loop."""
 

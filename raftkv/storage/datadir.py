@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from raftkv.errors import CorruptionError, FormatError, StorageError, check
 from raftkv.storage.disk import DIRECTORY_MODE, Disk, Lock, join, parent, read_file, replace_file
@@ -179,12 +180,10 @@ class DataDir:
                 path=path,
                 version=version,
             )
-        try:
-            return WalIdentity(int(content["cluster_id"], 16), int(content["member_id"], 16))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(
-                f"{path}: cluster or member id unreadable; {REPAIR}", path=path
-            ) from error
+        cluster_id, member_id = content.get("cluster_id"), content.get("member_id")
+        if not _is_id(cluster_id) or not _is_id(member_id):
+            raise CorruptionError(f"{path}: cluster or member id unreadable; {REPAIR}", path=path)
+        return WalIdentity(int(cluster_id, 16), int(member_id, 16))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = join(self.path, name)
@@ -203,6 +202,10 @@ class DataDir:
         replace_file(self._disk, join(self.path, name), data)
 
 
+def _is_id(text: object) -> TypeGuard[str]:
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
+
+
 def _make_durably(disk: Disk, path: str) -> None:
     """Make the folder and what is missing above it, each durable before the next one is made.
 
@@ -211,7 +214,7 @@ def _make_durably(disk: Disk, path: str) -> None:
     """
     missing: list[str] = []
     deepest = path
-    while not disk.exists(deepest):
+    while not disk.exists(deepest) and deepest != parent(deepest):
         missing.append(deepest)
         deepest = parent(deepest)
     try:

@@ -263,6 +263,12 @@ class LmdbBackend:
         with contextlib.suppress(DiskFullError):
             self._make_room()
 
+    def look_for_space(self) -> None:
+        """See `Backend.look_for_space`."""
+        if self.disk_full is not None:
+            with contextlib.suppress(DiskFullError):
+                self._make_room()
+
     def read(self) -> LmdbReader:
         """See `Backend.read`."""
         return LmdbReader(self._env, self._dbs, self._layers)

@@ -169,6 +169,9 @@ class MemoryBackend:
         self._staged: list[Any] | None = None
         self._used_bytes = 0
 
+    def look_for_space(self) -> None:
+        """Memory is never full."""
+
     def read(self) -> MemoryReader:
         """See `Backend.read`."""
         return MemoryReader(self)

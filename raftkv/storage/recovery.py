@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from raftkv.consensus.types import HardState, SnapshotMeta
+from raftkv.consensus.types import EntryKind, HardState, SnapshotMeta
 from raftkv.errors import CorruptionError, FormatError
 from raftkv.storage.disk import Disk, join
 from raftkv.storage.frames import (
@@ -44,6 +44,8 @@ from raftkv.storage.metadata import decode_meta
 SEGMENT_SUFFIX: Final = ".wal"
 _COMPARE_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(_COMPARE_BYTES)
+_KIND_MAX: Final = max(EntryKind)
+_POSITION_MAX: Final = 1 << 62
 
 
 def segment_name(number: int) -> str:
@@ -141,6 +143,8 @@ def _check_header(
         )
     if first:
         state.recovered.snapshot = header.snapshot
+        if header.base_position > _POSITION_MAX:
+            _damaged(path, 0, "the segment header makes no sense")
         state.sequence = header.sequence
         hard = header.hard_state
         state.term, state.vote, state.commit_index = hard.term, hard.vote, hard.commit_index
@@ -153,7 +157,8 @@ def _check_header(
             path=path,
             offset=0,
         )
-    if header.chain != state.chain or header.sequence != state.sequence:
+    end = before.base_position + state.offset
+    if (header.chain, header.sequence, header.base_position) != (state.chain, state.sequence, end):
         raise CorruptionError(
             f"{before.path}: offset {state.offset}: frames that the next segment continues from "
             f"are missing; {REPAIR}",
@@ -196,8 +201,12 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
                 _make_room(state, segment, first_index, offset)
             position = segment.base_position + meta_at + meta_length
             for row_term, row_length, kind, row_crc in ROW.iter_unpack(data[rows_at:meta_at]):
+                if kind > _KIND_MAX:
+                    _damaged(segment.path, offset, f"an entry of the unknown kind {kind}")
                 index.add(position, row_length, row_crc, row_term, kind)
                 position += row_length
+            if position > segment.base_position + offset + length:
+                _damaged(segment.path, offset, "entries longer than their frame")
             segment.live_last = index.last_index
         state.term, state.vote, state.commit_index = term, vote, commit
         chain, sequence = crc, number

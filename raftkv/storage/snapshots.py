@@ -408,6 +408,10 @@ def _unpack_header(page: bytes, path: str) -> tuple[SnapshotMeta, int, int]:
     stored = page[12:16]
     if google_crc32c.value(page[:12] + b"\0\0\0\0" + page[16:]).to_bytes(4, "little") != stored:
         raise CorruptionError(f"{path}: offset 0: the header fails its check", path=path, offset=0)
+    if len(page) < HEADER_BYTES:
+        raise CorruptionError(
+            f"{path}: only {len(page)} bytes long, shorter than its header", path=path
+        )
     _, _, _, cluster_id, image_bytes, length = _HEAD.unpack_from(page)
     return decode_meta(page[_HEAD.size : _HEAD.size + length]), cluster_id, image_bytes
 

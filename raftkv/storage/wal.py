@@ -411,6 +411,15 @@ class Wal:
             raise
         return file
 
+    def look_for_space(self) -> None:
+        """Try again to prepare the next segment, if `disk_full`.
+
+        To be called now and then: a store that refuses writes writes nothing that would try.
+        """
+        if self.disk_full is not None:
+            self._attempt_at = 0
+            self._prepare_ahead()
+
     def _prepare_ahead(self) -> None:
         if self._offset < self._attempt_at or self._spawn is None:
             return

@@ -44,11 +44,19 @@ def free_ports(count: int) -> list[int]:
 class Member:
     """One member process and its data directory, which outlives the process."""
 
-    def __init__(self, name: str, folder: Path, client_port: int, peer_port: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, client_port: int, peer_port: int, host: str = "127.0.0.1"
+    ) -> None:
         self.name = name
         self.folder = folder
-        self.client_url = f"http://127.0.0.1:{client_port}"
-        self.peer_url = f"http://127.0.0.1:{peer_port}"
+        self.client_url = f"http://{host}:{client_port}"
+        self.peer_url = f"http://{host}:{peer_port}"
+        self.advertised_peer_url = self.peer_url
+        """Where the others reach it: a proxy, perhaps."""
+        self.command: list[str] = []
+        """What the process is started through, such as `ip netns exec NAME`."""
+        self.environment: dict[str, str] = {}
+        """Variables of the process, besides those of this one."""
         self.arguments: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -66,13 +74,16 @@ class Member:
         """Start the process; does not wait."""
         log = self.log_path.open("ab")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAFTKV_")}
+        environment.update(self.environment)
         self.process = subprocess.Popen(
             [
+                *self.command,
                 sys.executable, "-m", "raftkv", "serve",
                 "--name", self.name,
                 "--data-dir", str(self.data_dir),
                 "--listen-client-urls", self.client_url,
                 "--listen-peer-urls", self.peer_url,
+                "--initial-advertise-peer-urls", self.advertised_peer_url,
                 *self.arguments,
             ],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
@@ -140,7 +151,7 @@ class Cluster:
         self.extra = extra or []
         self._names: Iterator[str] = (f"n{number}" for number in range(1, 1000))
         self.members = [self._new_member() for _ in range(size)]
-        initial = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
+        initial = ",".join(f"{member.name}={member.advertised_peer_url}" for member in self.members)
         for member in self.members:
             member.arguments = ["--initial-cluster", initial, *self.extra]
         self.session: aiohttp.ClientSession | None = None
@@ -260,7 +271,11 @@ class Cluster:
             await self.leader(),
             "POST",
             "/api/members",
-            json={"name": member.name, "peer_urls": [member.peer_url], "learner": learner},
+            json={
+                "name": member.name,
+                "peer_urls": [member.advertised_peer_url],
+                "learner": learner,
+            },
         )
         await self.start_added(member)
         return member
@@ -268,7 +283,7 @@ class Cluster:
     async def start_added(self, member: Member) -> None:
         """Start the process of a member that was added to the cluster before."""
         others = [other for other in self.members if other is not member]
-        initial = ",".join(f"{each.name}={each.peer_url}" for each in [*others, member])
+        initial = ",".join(f"{each.name}={each.advertised_peer_url}" for each in [*others, member])
         member.arguments = [
             "--initial-cluster", initial, "--initial-cluster-state", "existing", *self.extra,
         ]  # fmt: skip

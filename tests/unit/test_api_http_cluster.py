@@ -120,7 +120,10 @@ async def test_health() -> None:
         store.ailments = {"no_space": "the quota is used up", "learner": "not a voter yet"}
         sick = await served.call("GET", "/health")
         assert sick.status == 503
-        assert sick.json == {"health": "false", "reason": "not a voter yet; the quota is used up"}
+        assert sick.json == {"health": "false", "reason": "ALARM NOSPACE"}
+        learning = await served.call("GET", "/health?exclude=NOSPACE")
+        assert learning.json["reason"] == "RANGE ERROR:etcdserver: rpc not supported for learner"
+        assert (await served.call("GET", "/health?exclude=NOSPACE&serializable=true")).status == 200
         assert (await served.call("GET", "/health?exclude=no_space,learner")).status == 200
         unready = await served.call("GET", "/readyz")
         assert unready.status == 503
@@ -130,12 +133,17 @@ async def test_health() -> None:
         assert (await served.call("GET", "/readyz?exclude=nothing")).status == 400
         store.ailments = {}
         store.no_leader = True
-        assert (await served.call("GET", "/health")).json["reason"] == "no leader is known"
+        reason = (await served.call("GET", "/health")).json["reason"]
+        assert reason == "RANGE ERROR:etcdserver: no leader"
+        assert (await served.call("GET", "/readyz/linearizable_read")).status == 503
+        assert (await served.call("GET", "/readyz/non_learner")).status == 200
+        assert (await served.call("GET", "/livez/serializable_read")).status == 200
+        assert (await served.call("GET", "/livez/nothing")).status == 404
         assert (await served.call("GET", "/readyz")).status == 503
         assert (await served.call("GET", "/readyz?exclude=linearizable_read")).status == 200
         assert (await served.call("GET", "/livez")).status == 200
         version = (await served.call("GET", "/version")).json
-        assert set(version) == {"version", "etcdserver", "etcdcluster"}
+        assert set(version) == {"version", "etcdserver", "etcdcluster", "storage"}
 
 
 async def test_metrics_count_what_happened() -> None:

@@ -7,12 +7,13 @@ import contextlib
 import random
 import socket
 import struct
+from functools import partial
 
 import pytest
 
 from raftkv.api.http import connection as connection_module
 from raftkv.api.http.connection import HttpConnection
-from raftkv.api.http.door import origin_form, start_http
+from raftkv.api.http.door import HttpDoor, origin_form, start_http
 from raftkv.api.http.refusals import MethodNotAllowed, RouteNotFound
 from raftkv.api.http.router import Router
 from raftkv.api.listener import HTTP2_PREFACE, Listener, start_listeners
@@ -407,7 +408,9 @@ async def test_http2_goes_to_its_factory_however_the_preface_is_cut() -> None:
         drain = abort
 
     store = LocalStore()
-    listener = await start_http(store, "127.0.0.1", 0, http2=Http2)  # type: ignore[arg-type]
+    door = HttpDoor(store)
+    listener = Listener(partial(HttpConnection, door), Http2)  # type: ignore[arg-type]
+    await listener.open("127.0.0.1", 0)
     stream = HTTP2_PREFACE + b"frames"
     for step in (1, 24, 100):
         received.clear()

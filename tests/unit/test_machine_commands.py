@@ -39,7 +39,7 @@ def register(**changes: Any) -> bytes:
         (lambda: c.put(b"", b"v"), InvalidRequest),
         (lambda: c.put(b"k" * (limits.KEY_BYTES_MAX + 1), b""), TooLarge),
         (lambda: c.put(b"k", bytes(limits.VALUE_BYTES_MAX + 1)), TooLarge),
-        (lambda: c.put(b"k", b"v", lease=-1), InvalidRequest),
+        (lambda: c.put(b"k", b"v", lease=-(2**63) - 1), InvalidRequest),
         (lambda: c.put(b"k", b"v", lease=2**63), InvalidRequest),
         (lambda: c.put(b"k", b"v", ignore_value=True), InvalidRequest),
         (lambda: c.put(b"k", b"", ignore_lease=True, lease=1), InvalidRequest),

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from raftkv.errors import Compacted, FutureRevision, InvalidRequest, KeyNotFound, LeaseNotFound
+from raftkv.errors import (
+    Compacted,
+    FutureRevision,
+    InvalidRequest,
+    InvariantViolation,
+    KeyNotFound,
+    LeaseNotFound,
+)
 from raftkv.machine import commands as c
 from tests.unit.machine_support import Driver
 
@@ -256,3 +263,39 @@ def test_a_key_at_an_old_revision(driver: Driver) -> None:
     with pytest.raises(Compacted) as refused:
         machine.get(b"a", revision=2)
     assert refused.value.facts == {"oldest_revision": 3}
+
+
+def test_a_transaction_that_only_reads_needs_no_entry(driver: Driver) -> None:
+    compares = [c.compare(VALUE, EQUAL, b"a", b"2")]
+    then = [R(b"a"), c.txn_op([c.compare(VERSION, EQUAL, b"b", 7)], [R(b"a")], [R(b"", b"")])]
+    applied = driver.ok(c.txn(compares, then))
+    index = driver.machine.applied_index
+    read = driver.machine.read_txn(compares, then)
+    assert read == applied
+    assert driver.machine.applied_index == index
+    with pytest.raises(FutureRevision):
+        driver.machine.read_txn([], [R(b"a", revision=99)])
+    with pytest.raises(InvariantViolation):
+        driver.machine.read_txn([], [P(b"a", b"")])
+
+
+def test_refusals_come_in_etcds_order(driver: Driver) -> None:
+    missing = P(b"n", b"", lease=77, ignore_value=True)
+    assert isinstance(driver.do(c.put(b"n", b"", lease=77, ignore_value=True)), LeaseNotFound)
+    assert isinstance(driver.do(c.txn([], [missing])), KeyNotFound)
+    assert isinstance(driver.do(c.txn([], [R(b"a", revision=99), missing])), KeyNotFound)
+    assert isinstance(driver.do(c.txn([], [R(b"a", revision=-1)])), Compacted)
+    assert isinstance(driver.do(c.put(b"n", b"", lease=-1)), LeaseNotFound)
+
+
+def test_without_an_order_only_what_the_limit_lets_through_is_sorted(driver: Driver) -> None:
+    for key, value in ((b"d", b"0"), (b"e", b"1")):
+        driver.ok(c.put(key, value))
+    ranges = [
+        R(b"", b"", limit=1, sort_target=4),
+        R(b"", b"", limit=1, sort_target=4, sort_order=1),
+        R(b"", b"", limit=1, sort_target=4, min_mod=1),
+    ]
+    result = driver.ok(c.txn([], ranges))
+    assert [part.records[0].key for part in result.responses] == [b"a", b"d", b"d"]
+    assert [(part.count, part.more) for part in result.responses] == [(4, True)] * 3

@@ -40,6 +40,8 @@ def test_the_file_may_come_from_the_environment(tmp_path: Path) -> None:
         ("max-watchers = true", "max-watchers in"),
         ("max-watchers = 1\nmax_watchers = 2", "twice"),
         ("name = ", "not TOML"),
+        ("name = " + "9" * 5000, "not TOML"),
+        ("name = " + "[" * 5000, "not TOML"),
         ("quota-backend-bytes = 'lots'", "8GiB"),
         ("listen-client-urls = 5", "list of URLs"),
         ("listen-client-urls = [5]", "http://127.0.0.1:2379"),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from raftkv.consensus.types import NO_MEMBER, ChangeKind, ConfigChange
@@ -16,12 +17,14 @@ from raftkv.errors import (
     MemberNotFound,
     NoLeader,
     OutcomeUnknown,
+    PeerError,
     Stopping,
     TooLarge,
 )
 from raftkv.limits import BATCH_BYTES_MAX
 from raftkv.machine import commands
 from raftkv.machine.results import LeaseResult, MemberResult, PutResult
+from raftkv.server.shell_frames import ShellFrame
 from raftkv.server.store import KeepAliveResult, LeaseTime
 from tests.support.rig import Rig, Site
 
@@ -301,3 +304,61 @@ def test_closing_answers_everyone(make_rig: MakeRig) -> None:
     late = rig.propose(leader, commands.put(b"k", b"3"))
     rig.settle()
     assert isinstance(late[0], Stopping)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ShellFrame.LEASE_TIME, [1, [7]]),
+        (ShellFrame.KEEP_ALIVE, [1, [[7]]]),
+        (ShellFrame.KEEP_ALIVE, [1, 7]),
+        (ShellFrame.HASH, ["1", b""]),
+        (ShellFrame.PROPOSAL_REFUSED, [1, 2]),
+        (99, [1, 2]),
+    ],
+)
+def test_a_malformed_frame_costs_the_connection_and_nothing_else(
+    make_rig: MakeRig, kind: int, fields: list[Any]
+) -> None:
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    with pytest.raises(PeerError):
+        leader.replica.receive_frame(follower_of(rig).member_id, kind, msgpack.packb(fields))
+    answer = rig.propose(leader, commands.put(b"k", b"v"))
+    rig.settle()
+    assert isinstance(answer[0], PutResult)
+
+
+def test_a_question_nested_too_deeply_to_be_sent_back_is_not_taken(make_rig: MakeRig) -> None:
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    payload = b"\x92" + b"\x91" * 600 + b"\x01" + b"\x07"
+    with pytest.raises(PeerError):
+        leader.replica.receive_frame(follower_of(rig).member_id, ShellFrame.LEASE_TIME, payload)
+    rig.pass_time(300)
+
+
+@pytest.mark.parametrize("answer", [[10], [10, 10, 10], [10, "x"], 5, None, {}])
+def test_an_answer_of_a_wrong_shape_leaves_the_question_open(
+    make_rig: MakeRig, answer: Any
+) -> None:
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    site = follower_of(rig)
+    heard: list[Any] = []
+    site.replica.keep_alive(7, heard.append)
+    site.replica.keep_alive(8, heard.append)
+    site.replica.turn()
+    ((_, _, _, payload),) = rig.frames
+    rig.frames.clear()
+    question = msgpack.unpackb(payload)[0]
+    with pytest.raises(PeerError):
+        site.replica.receive_frame(
+            leader.member_id, ShellFrame.ANSWER, msgpack.packb([question, answer])
+        )
+    assert heard == []
+    rig.pass_time(6_000)
+    assert [type(one) for one in heard] == [OutcomeUnknown, OutcomeUnknown]

@@ -196,7 +196,9 @@ def test_other_formats_are_refused_in_words(
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"\xff\xfe", b'{"program":"raftkv","format":1}',
-     b'{"program":"raftkv","format":1,"cluster_id":"x","member_id":"1"}', b"[" * 4000],
+     b'{"program":"raftkv","format":1,"cluster_id":"x","member_id":"1"}', b"[" * 4000,
+     b'{"program":"raftkv","format":1,"cluster_id":"00000000000000c1","member_id":"-1"}',
+     b'{"program":"raftkv","format":1,"cluster_id":"%b","member_id":"1"}' % (b"f" * 40)],
 )  # fmt: skip
 def test_a_damaged_format_file_is_refused(tmp_path: Path, content: bytes) -> None:
     founded(tmp_path / "d").close()

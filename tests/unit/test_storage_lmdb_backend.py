@@ -153,7 +153,11 @@ def test_a_full_disk_is_known_early_and_refused_late(
             count += 1
             assert backend.disk_full is not None or count < 3, "known at once"
     assert 25 < count < 50, "a reserve was left"
+    backend.look_for_space()
+    assert backend.disk_full is not None
     monkeypatch.setattr(os, "posix_fallocate", real)
+    backend.look_for_space()
+    assert backend.disk_full is None, "found without a write"
     with backend.write() as change:
         assert change.get(1, b"%06d" % (count - 1)) == bytes(MIB)
         change.put(1, b"more", b"room")

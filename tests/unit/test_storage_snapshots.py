@@ -135,6 +135,17 @@ def test_a_file_cut_short_is_passed_over(tmp_path: Path, size: int) -> None:
         store.verify(newer)
 
 
+def test_a_file_shorter_than_its_header_is_passed_over_though_its_check_holds(
+    tmp_path: Path,
+) -> None:
+    page = b"RKVSNAP\n" + (1).to_bytes(4, "little")
+    check = google_crc32c.value(page + bytes(4)).to_bytes(4, "little")
+    (tmp_path / f"{1:016x}-{1:016x}.snapshot").write_bytes(page + check)
+    store = open_store(tmp_path)
+    assert store.latest() is None
+    assert "shorter than its header" in store.notes[0]
+
+
 def test_foreign_and_newer_files_are_refused_in_words(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     info = make(store, 10)

@@ -742,6 +742,22 @@ def test_a_full_disk_loses_nothing_and_may_be_tried_again(tmp_path: Path) -> Non
     assert recovered.hard_state == HardState(2, 2, 0)
 
 
+def test_space_for_the_next_segment_is_found_without_a_write(tmp_path: Path) -> None:
+    disk = QuickDisk()
+    wal, _ = open_wal(tmp_path, disk, spawn=lambda job: job())
+    disk.free = SEGMENT - 1
+    index = 1
+    while wal.disk_full is None:
+        wal.write([entry(index)])
+        index += 1
+    wal.look_for_space()
+    assert wal.disk_full is not None
+    disk.free = 1 << 40
+    wal.look_for_space()
+    assert wal.disk_full is None
+    wal.close()
+
+
 def test_no_room_for_the_next_segment(tmp_path: Path) -> None:
     disk = QuickDisk()
     jobs: list[object] = []
@@ -829,3 +845,11 @@ def test_what_is_read_back_after_a_failed_sync_survives_a_power_cut(seed: int) -
     disk.power_cut()
     _, again = Wal.open(disk, "/wal", identity=IDENTITY, segment_bytes=16_384)
     assert again.index.last_index == recovered.index.last_index >= 5
+
+
+def test_an_entry_of_an_unknown_kind_is_damage(tmp_path: Path) -> None:
+    wal, _ = open_wal(tmp_path)
+    wal.write([Entry(1, 1, 300, b"")], HardState(1, 0, 0))  # type: ignore[arg-type]
+    wal.close()
+    with pytest.raises(CorruptionError, match="unknown kind 300"):
+        open_wal(tmp_path)

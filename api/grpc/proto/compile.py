@@ -1,4 +1,4 @@
-"""Compile this folder's .proto files into `descriptors.binpb`, one FileDescriptorSet.
+"""Compile the .proto files of each folder into its `descriptors.binpb`, one FileDescriptorSet.
 
     python api/grpc/proto/compile.py        (needs grpcio-tools)
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+FOLDERS = (HERE, HERE.parent.parent / "etcd" / "proto")
 
 
 def compile_to(target: Path, folder: Path = HERE) -> None:
@@ -26,4 +27,5 @@ def compile_to(target: Path, folder: Path = HERE) -> None:
 
 
 if __name__ == "__main__":
-    compile_to(HERE / "descriptors.binpb")
+    for each in FOLDERS:
+        compile_to(each / "descriptors.binpb", each)

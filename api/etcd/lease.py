@@ -1,0 +1,162 @@
+"""Lease: grant, revoke, keep alive, time to live, list."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from raftkv.api.etcd import answers
+from raftkv.api.etcd.messages import rpc_message
+from raftkv.api.etcd.rpc import Rpcs, Service, Streaming, Unary, answering
+from raftkv.api.etcd.wire import field, number_field
+from raftkv.api.http.leases import fresh_lease
+from raftkv.errors import LeaseNotFound, RaftkvError
+from raftkv.limits import (
+    ETCD_KEEP_ALIVES_WAITING_MAX,
+    ETCD_LEASE_TTL_SECONDS_MIN,
+    LEASE_TTL_SECONDS_MAX,
+)
+from raftkv.machine.commands import lease_grant, lease_revoke
+
+if TYPE_CHECKING:
+    from raftkv.machine.results import LeaseResult, RevokeResult
+    from raftkv.server.store import KeepAliveResult, LeaseTime
+
+
+def granted_ttl(asked_seconds: int) -> int:
+    """The TTL that a lease gets: short ones are raised. Raises for one that is too long."""
+    if asked_seconds > LEASE_TTL_SECONDS_MAX:
+        raise answers.LEASE_TTL_TOO_LARGE.fault()
+    return max(asked_seconds, ETCD_LEASE_TTL_SECONDS_MIN)
+
+
+class LeaseService(Service):
+    """Service etcdserverpb.Lease."""
+
+    def __init__(self, rpcs: Rpcs) -> None:
+        super().__init__(rpcs)
+        path = "/etcdserverpb.Lease/"
+        rpcs.add(path + "LeaseGrant", rpc_message("LeaseGrantRequest"), self.grant)
+        rpcs.add(path + "LeaseRevoke", rpc_message("LeaseRevokeRequest"), self.revoke)
+        rpcs.add(path + "LeaseTimeToLive", rpc_message("LeaseTimeToLiveRequest"), self.time)
+        rpcs.add(path + "LeaseLeases", rpc_message("LeaseLeasesRequest"), self.leases)
+        rpcs.add_stream(
+            path + "LeaseKeepAlive", rpc_message("LeaseKeepAliveRequest"), self.keep_alive
+        )
+
+    def grant(self, call: Unary, request: Any) -> None:
+        """Answer LeaseGrantResponse. Id 0: one is drawn."""
+        ttl = granted_ttl(request.TTL)
+        command = lease_grant(request.ID or fresh_lease(), ttl, chosen=not request.ID)
+        self.store.propose(command, partial(self._granted, call))
+
+    @answering
+    def _granted(self, call: Unary, result: LeaseResult) -> None:
+        granted = number_field(2, result.lease) + number_field(3, result.ttl_seconds)
+        call.reply(self.headers.now() + granted)
+
+    def revoke(self, call: Unary, request: Any) -> None:
+        """Answer LeaseRevokeResponse."""
+        self.store.propose(lease_revoke(request.ID), partial(self._revoked, call))
+
+    @answering
+    def _revoked(self, call: Unary, result: RevokeResult) -> None:
+        call.reply(self.headers.at(result.revision))
+
+    def time(self, call: Unary, request: Any) -> None:
+        """Answer LeaseTimeToLiveResponse; of an unknown lease, with TTL -1."""
+        self.store.read_index(partial(self._time, call, request))
+
+    @answering
+    def _time(self, call: Unary, request: Any, error: RaftkvError | None) -> None:
+        if self.store.machine.lease(request.ID) is None:
+            self._unknown(call, request)
+        else:
+            self.store.lease_time(request.ID, partial(self._timed, call, request))
+
+    def _timed(self, call: Unary, request: Any, result: Any) -> None:
+        if isinstance(result, LeaseNotFound):
+            self._unknown(call, request)
+        else:
+            self._told(call, request, result)
+
+    def _unknown(self, call: Unary, request: Any) -> None:
+        call.reply(self.headers.now() + number_field(2, request.ID) + number_field(3, -1))
+
+    @answering
+    def _told(self, call: Unary, request: Any, time: LeaseTime) -> None:
+        parts = [
+            self.headers.now(),
+            number_field(2, time.lease),
+            number_field(3, time.remaining_ms // 1000),
+            number_field(4, time.ttl_seconds),
+        ]
+        if request.keys:
+            parts += [field(5, key) for key in self.store.machine.lease_keys(time.lease)]
+        call.reply(b"".join(parts))
+
+    def leases(self, call: Unary, request: Any) -> None:
+        """Answer LeaseLeasesResponse."""
+        self.store.read_index(partial(self._leases, call))
+
+    @answering
+    def _leases(self, call: Unary, error: RaftkvError | None) -> None:
+        held = [field(2, number_field(1, each.lease)) for each in self.store.machine.leases()]
+        call.reply(b"".join((self.headers.now(), *held)))
+
+    def keep_alive(self, call: Streaming) -> Callable[[Any], None]:
+        """Answer one LeaseKeepAliveResponse a request, in order."""
+        return _KeepAlives(self, call).take
+
+
+class _KeepAlives:
+    """One LeaseKeepAlive call. Answers wait for those before them."""
+
+    __slots__ = ("_call", "_ending", "_service", "_waiting")
+
+    def __init__(self, service: LeaseService, call: Streaming) -> None:
+        self._service = service
+        self._call = call
+        self._waiting: deque[list[int]] = deque()
+        """[lease, TTL in seconds, or -1 while it is not known]."""
+        self._ending = False
+        call.on_end = self._end
+        call.on_drain = call.resume
+
+    def take(self, request: Any) -> None:
+        slot = [request.ID, -1]
+        self._waiting.append(slot)
+        if len(self._waiting) >= ETCD_KEEP_ALIVES_WAITING_MAX:
+            self._call.pause()
+        self._service.store.keep_alive(request.ID, partial(self._done, slot))
+
+    def _done(self, slot: list[int], result: KeepAliveResult | RaftkvError) -> None:
+        call = self._call
+        if call.ended:
+            return
+        if isinstance(result, LeaseNotFound):
+            slot[1] = 0
+        elif isinstance(result, RaftkvError):
+            self._service.rpcs.refuse(call, result)
+            return
+        else:
+            slot[1] = result.ttl_seconds
+        waiting = self._waiting
+        header = self._service.headers.now()
+        room = True
+        while waiting and waiting[0][1] >= 0:
+            lease, ttl = waiting.popleft()
+            room = call.send(header + number_field(2, lease) + number_field(3, ttl))
+        if self._ending and not waiting:
+            call.finish()
+        elif room:
+            call.resume()
+        else:
+            call.pause()
+
+    def _end(self) -> None:
+        self._ending = True
+        if not self._waiting:
+            self._call.finish()

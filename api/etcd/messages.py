@@ -1,0 +1,30 @@
+"""etcd's messages, from our own .proto files, in a pool of their own.
+
+Message classes are made at run time, so to the type checker they are `Any`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from raftkv.api.grpc.descriptors import Descriptors
+
+ETCD: Final = Descriptors.load(Path(__file__).parent / "proto" / "descriptors.binpb")
+"""Packages etcdserverpb, mvccpb, authpb, v3lockpb and v3electionpb."""
+
+SERVICES: Final = (
+    "etcdserverpb.KV",
+    "etcdserverpb.Watch",
+    "etcdserverpb.Lease",
+    "etcdserverpb.Cluster",
+    "etcdserverpb.Maintenance",
+    "etcdserverpb.Auth",
+    "v3lockpb.Lock",
+    "v3electionpb.Election",
+)
+
+
+def rpc_message(name: str) -> Any:
+    """A class of package etcdserverpb, for example ``PutRequest``."""
+    return ETCD.message(f"etcdserverpb.{name}")
