@@ -84,6 +84,10 @@ def check_change(change: ConfigChange, status: Status, known: Iterable[MemberInf
             raise MemberExists(f"member {member_id:016x} exists already", member_id=member_id)
         elif len(attributes) > 1:
             _check_addresses(set(attributes[2]), known)
+        else:
+            # A promotion, asked for where the learner's removal was not known yet. Nobody could
+            # reach the voter that it would make.
+            raise MemberNotFound(f"no member {member_id:016x} in this cluster", member_id=member_id)
         voters.discard(member_id)
         learners.discard(member_id)
         if kind is not ChangeKind.REMOVE:

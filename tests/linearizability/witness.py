@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice
 from typing import Final, NamedTuple
@@ -339,8 +339,24 @@ class _Replay:
     def _name(self, conflict: _Conflict) -> Violation:
         index, revision = conflict.operation, conflict.revision
         operation = None if index is None else self.operations[index]
-        shown = self.facts.shown.get(revision, {}) if self.guessing else {}
-        return self.namer.name(conflict.difference, revision, operation, shown)
+        difference = conflict.difference
+        if difference.rule == UNEXPLAINED:
+            shown = self.facts.shown.get(revision, {})
+            known_us = self.known_by.time_us(revision)
+            difference = self.namer.unexplained(revision, shown, known_us)
+            if difference.rule == UNEXPLAINED and self._is_elsewhere(difference):
+                difference = replace(difference, rule="write-seen-twice")
+        return self.namer.name(difference, revision, operation)
+
+    def _is_elsewhere(self, difference: Difference) -> bool:
+        """Whether the only operations that can have written what was seen made other revisions."""
+        record = difference.record
+        if record is None:
+            return False
+        writers = self.namer.writers(record.key, record.value)
+        return all(
+            self.pins.get(index, record.mod_revision) != record.mod_revision for index in writers
+        )
 
     def _at(self, revision: int) -> _Conflict | None:
         """Make one revision, if the model does not stand there already, and judge its reads."""

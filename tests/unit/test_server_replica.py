@@ -241,6 +241,7 @@ def test_membership_changes_through_a_follower(make_rig: MakeRig) -> None:
         (((ChangeKind.ADD_VOTER, 10),), [10, "x", ["http://m9:1"], [], False], MemberExists),
         (((ChangeKind.ADD_VOTER, 9),), [9], ChangeRefused),
         (((ChangeKind.REMOVE, 11),), [11], MemberNotFound),
+        (((ChangeKind.ADD_VOTER, 11),), [11], MemberNotFound),
     ):
         for at in (site, rig.leader()):
             told = []
