@@ -703,4 +703,12 @@ def _refusal(reason: str) -> Refused:
         return NoLeader("no leader is known; nothing was done, try again shortly")
     if reason == "transfer in progress":
         return NoLeader("leadership is being handed over; nothing was done, try again shortly")
+    if reason == "removed":
+        return NoLeader("the leader is leaving the cluster; nothing was done, try again shortly")
+    if reason == "no entry of this term is committed yet":
+        return NoLeader("the leader is just taking over; nothing was done, try again shortly")
+    if reason == "a membership change is pending":
+        return TooManyRequests(
+            "another membership change is under way; nothing was done, try again shortly"
+        )
     return ChangeRefused(reason)

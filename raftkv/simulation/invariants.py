@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from raftkv.consensus.types import ConfState, Role
+from raftkv.consensus.types import ConfState, Message, MessageKind, Role
 from raftkv.errors import violated
 from raftkv.server.bootstrap import FIRST_INDEX
 
@@ -67,6 +67,36 @@ class Invariants:
         )
         if machine.applied_index:
             self._check_state(member)
+
+    def told(self, member: SimMember, message: Message) -> None:
+        """`member` is about to tell a peer something; what a crash could make untrue is durable.
+
+        The harm would show only in a crash within the moment until the next sync, and seldom then.
+        """
+        if message.reject:
+            return
+        durable, node = member.durable, member.node
+        if message.kind is MessageKind.VOTE_REPLY:
+            stored = durable.hard_state
+            if (stored.term, stored.vote) != (message.term, message.target) and (
+                stored.term <= message.term
+            ):
+                violated(
+                    "a vote was told before it was durable",
+                    member=member.name,
+                    term=message.term,
+                    durable_term=stored.term,
+                    durable_vote=stored.vote,
+                )
+        elif message.kind is MessageKind.APPEND_REPLY and message.term == node.term:
+            index = message.index
+            if index >= node.first_index and not durable.holds(index, node.entry_term(index)):
+                violated(
+                    "entries were acknowledged before they were durable",
+                    member=member.name,
+                    index=index,
+                    durable=durable.last_index,
+                )
 
     def check(self, member: SimMember) -> None:
         """After a step of `member`."""

@@ -442,6 +442,7 @@ class SimMember:
     def send(self, peer: int, messages: list[Message]) -> None:
         """See `Surroundings.send`."""
         for message in messages:
+            self.cluster.invariants.told(self, message)
             if self.settings.encode_messages:
                 [message] = codec.decode_messages(codec.encode_messages([message]))
             self._send(peer, "_receive", message)

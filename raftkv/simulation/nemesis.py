@@ -140,6 +140,16 @@ def _kill_leader(nemesis: Nemesis) -> None:
         nemesis.down_for_a_while(leader)
 
 
+def _kill_at_tables(nemesis: Nemesis) -> None:
+    member = nemesis.some_member()
+    if member is not None:
+        transactions = nemesis.world.random.randrange(4)
+        nemesis.world.fault(
+            "kill at the tables", member.name, f"is killed after {transactions} transactions"
+        )
+        member.tables.kill_after(transactions)
+
+
 def _kill_all(nemesis: Nemesis) -> None:
     nemesis.world.faults["kill all"] += 1
     for member in nemesis.cluster.up():
@@ -311,6 +321,7 @@ def _arrows(cuts: Sequence[tuple[int, int]]) -> str:
 FAULTS: dict[str, Fault] = {
     "kill": _kill,
     "kill leader": _kill_leader,
+    "kill at the tables": _kill_at_tables,
     "kill all": _kill_all,
     "power cut": _power,
     "power cut of all": _power_all,

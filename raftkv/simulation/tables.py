@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+from raftkv.errors import StorageError
 from raftkv.storage.disk import Disk, join
-from raftkv.storage.memory_backend import MemoryBackend
+from raftkv.storage.memory_backend import MemoryBackend, MemoryWriter
 
 NAME = "tables.mem"
 """Stands for the LMDB file: whether it is there decides whether the tables are."""
@@ -17,6 +18,17 @@ class SimBackend(MemoryBackend):
     def __init__(self, disk: Disk) -> None:
         super().__init__(disk=disk)
         self._synced: list[int] | None = None
+        self.transactions_left: int | None = None
+        """The process is killed before the transaction that follows so many more; None: never."""
+
+    def write(self) -> MemoryWriter:
+        """See `Backend.write`."""
+        if self.transactions_left == 0:
+            self.transactions_left = None
+            raise StorageError("killed between two transactions of the tables")
+        if self.transactions_left is not None:
+            self.transactions_left -= 1
+        return super().write()
 
     def install(self) -> None:
         """See `Backend.install`."""
@@ -48,7 +60,16 @@ class SimTables:
         if self._backend is None or not disk.exists(file):
             disk.open(file, create=True).close()
             self._backend = SimBackend(disk)
+        self._backend.transactions_left = None
         return self._backend
+
+    def kill_after(self, transactions: int) -> None:
+        """Kill the process when it begins the transaction after so many more.
+
+        What one call of the machine does in two transactions is torn apart by this, and only this.
+        """
+        if self._backend is not None:
+            self._backend.transactions_left = transactions
 
     def power_cut(self, chance: random.Random) -> None:
         """What the kernel had not written back is gone.

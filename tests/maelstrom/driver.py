@@ -36,6 +36,8 @@ from tests.linearizability.history import (
     Txn,
     TxnAnswer,
 )
+from tests.linearizability.perkey import split
+from tests.linearizability.wgl import Verdict, search
 
 LINE_BYTES_MAX = 64 << 20
 CLIENT_TIMEOUT_SECONDS = 4.0
@@ -360,6 +362,12 @@ async def _read_everything(client: Client, settings: Settings, network: Network)
 def judge(run: Run) -> None:
     """Raises AssertionError when a node died or clients saw what no single copy would show."""
     assert not run.died, f"nodes ended by themselves: {run.died}"
+    for key, operations in split(run.history.operations).items():
+        found = search(operations)
+        assert found.verdict is Verdict.LINEARIZABLE, (
+            f"key {key.decode()} is {found.verdict.value}: after {len(found.order)} of "
+            f"{len(operations)} operations nothing fits {found.state!r}; stuck at {found.stuck}"
+        )
 
 
 def main() -> None:

@@ -253,10 +253,10 @@ _ALL = (
         "What an entry changed and how far entries were applied go to the tables in two "
         "transactions; a crash between them applies entries twice (etcd#13766).",
         (Edit("raftkv.machine.machine:Machine.apply",
-              "        draft.save()\n",
+              "        try:\n            draft.save()\n",
               "    with self._tables.write() as writer:\n"
               "        draft.put_row = writer.put\n"
-              "        draft.save()\n"),),
+              "        try:\n            draft.save()\n"),),
         (_S,), 200,
         "tests/unit/test_machine_apply.py::test_a_failure_in_the_middle_leaves_nothing",
     ),

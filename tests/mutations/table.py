@@ -125,6 +125,8 @@ def hunt_all(
         bar = progress.add_task("hunting", total=len(tasks))
         for done in pool.map(hunt, *zip(*tasks, strict=True)) if tasks else ():
             progress.advance(bar)
+            took = f"{done.seeds} seeds: {done.story}" if done.seeds else "not caught"
+            progress.console.print(f"{done.name} ({done.bench}, from {done.first_seed}): {took}")
             yield done
 
 
