@@ -93,7 +93,11 @@ def apply_alarm(draft: Draft, command: list[Any]) -> AlarmResult:
     """The ALARM command."""
     _, _, kind, member_id, on = command
     old = draft.alarms
-    _set_alarms(draft, old | {(kind, member_id)} if on else old - {(kind, member_id)})
+    if not on:
+        _set_alarms(draft, old - {(kind, member_id)})
+    elif draft.writer.get(MEMBERS, U64.pack(member_id)) is not None:
+        # A member that was removed meanwhile would never be there to clear it.
+        _set_alarms(draft, old | {(kind, member_id)})
     alarms = [list(alarm) for alarm in sorted(draft.alarms)]
     return AlarmResult(draft.state.revision, alarms, draft.alarms != old)
 

@@ -398,7 +398,8 @@ def alarm(kind: int, member_id: int, on: bool, *, once: bytes | None = None) -> 
     """Raise or clear an alarm of one member. Answers AlarmResult, never refused.
 
     NOSPACE refuses what writes; deletes and compaction pass. CORRUPT refuses every change of keys
-    and leases on every member. Raises InvalidRequest.
+    and leases on every member. An alarm of a member that is not (any more) in the cluster is not
+    raised. Raises InvalidRequest.
     """
     if not AlarmKind.NOSPACE <= kind <= AlarmKind.CORRUPT:
         raise InvalidRequest("unknown kind of alarm", kind=kind)

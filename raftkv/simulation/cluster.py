@@ -36,8 +36,8 @@ class SimCluster:
         self.network = SimNetwork(world)
         self.invariants = Invariants(self)
         self.members: dict[int, SimMember] = {}
-        self.events: list[Event] = []
-        """Every event that any member has applied, in order of revisions."""
+        self.events: list[tuple[int, Event]] = []
+        """(moment, event): all that any member has applied, in order of revisions."""
         self.restarting = True
         """Whether processes that ended by themselves are started again."""
         self._settings = settings
@@ -87,12 +87,9 @@ class SimCluster:
 
     def happened(self, events: Sequence[Event]) -> None:
         """A member has applied these; those that none had applied before are new."""
-        newest = self.events[-1] if self.events else None
-        self.events += [
-            event
-            for event in events
-            if newest is None or (event.revision, event.sub) > (newest.revision, newest.sub)
-        ]
+        newest = self.events[-1][1].revision if self.events else 0
+        now_us = self.world.now_us
+        self.events += [(now_us, event) for event in events if event.revision > newest]
 
     def died(self, member: SimMember) -> None:
         """The process of `member` ended by itself."""

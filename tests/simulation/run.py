@@ -7,25 +7,47 @@ that repeats it.
 
 from __future__ import annotations
 
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
+import click
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
 from raftkv.errors import RaftkvError
-from raftkv.machine import commands
 from raftkv.machine.records import USER_KEYS
-from raftkv.machine.results import PutResult
 from raftkv.server.membership import everybody
 from raftkv.simulation import Nemesis, SimCluster, SimMember, World
 from raftkv.simulation.world import SECOND_US, Buggify
-from tests.linearizability.history import WatchEvent, WatchLog, WatchResponse
-from tests.linearizability.witness import check_witness
+from tests.linearizability.check import check_history
+from tests.linearizability.history import (
+    TO_THE_END,
+    Outcome,
+    Put,
+    WatchEvent,
+    WatchLog,
+    WatchResponse,
+)
+from tests.linearizability.lease_oracle import check_leases, lease_ends
+from tests.linearizability.lock_oracle import check_locks
+from tests.linearizability.watch_oracle import check_watches
 from tests.simulation.doors import key_record
 from tests.simulation.profile import Profile, draw
-from tests.simulation.workload import ALL_KEYS, Workload
+from tests.simulation.workload import Workload
+from tests.support.commit import commit
 
 LIVENESS_SECONDS = 120
 """Simulated time within which a healed cluster must agree and serve. Leases, time-outs of five
@@ -136,22 +158,19 @@ class _Run:
 
     def _fresh_write(self, member: SimMember) -> None:
         """A write through this member is served."""
-        answers: list[Any] = []
+        outcomes: list[Outcome] = [Outcome.REFUSED]
 
-        def attempt() -> bool:
-            if answers and isinstance(answers[-1], PutResult):
-                return True
-            if not answers or answers[-1] is not None:
-                answers.append(None)
-                place = len(answers) - 1
+        def served() -> bool:
+            if outcomes[-1] is not Outcome.OK and self.workload.open == 0:
+                self.workload.send(
+                    -1,
+                    Put(b"fresh", self.workload.value()),
+                    lambda outcome, result: outcomes.append(outcome),
+                    member=member,
+                )
+            return outcomes[-1] is Outcome.OK
 
-                def done(answer: Any) -> None:
-                    answers[place] = answer
-
-                member.propose(commands.put(b"fresh", b"%d" % member.member_id), done)
-            return False
-
-        self._until(f"a write through {member.name} is served", attempt)
+        self._until(f"a write through {member.name} is served", served)
 
     def _until(self, what: str, holds: Callable[[], bool]) -> None:
         until_us = self.world.now_us + LIVENESS_SECONDS * SECOND_US
@@ -163,29 +182,42 @@ class _Run:
     def _judge(self) -> None:
         leader = self.cluster.leader()
         assert leader is not None
-        final = [key_record(record) for record in leader.machine.range(*ALL_KEYS).records]
-        truth = self._truth()
-        everything = WatchLog(*ALL_KEYS, 1, False, frozenset(), truth)
+        workload, machine = self.workload, leader.machine
+        operations = workload.history.operations
+        everything, times = self._truth()
         # What was applied bounds what unknown operations can have done, and is itself judged.
-        check_witness(
-            self.workload.history.operations,
-            final=final,
-            watches=[everything, *self.workload.watch_logs],
+        report = check_history(
+            operations,
+            final=tuple(key_record(record) for record in machine.range(b"", b"").records),
+            final_revision=machine.revision,
+            watches=[everything, *workload.watch_logs],
         ).check()
+        violations = check_watches(
+            workload.watch_logs, report.truth, compacted=machine.compact_revision
+        )
+        ends = [
+            replace(end, known_us=min(end.known_us, times.get(end.revision, end.known_us)))
+            for end in lease_ends(operations, report)
+        ]
+        violations += check_leases(operations, ends)
+        violations += check_locks(workload.holdings, workload.effects)
+        if violations:
+            self._fail("\n\n".join(map(str, violations[:3])))
 
-    def _truth(self) -> list[WatchResponse]:
-        """Every event of the workload's keys, as the members applied them."""
-        first, last = ALL_KEYS
+    def _truth(self) -> tuple[WatchLog, dict[int, int]]:
+        """Every event of user keys as the members applied them, and when each revision was."""
         responses: list[WatchResponse] = []
-        for revision, events in groupby(self.cluster.events, attrgetter("revision")):
+        for revision, happened in groupby(self.cluster.events, lambda one: one[1].revision):
+            events = list(happened)
             told = tuple(
                 WatchEvent("delete" if event.deleted else "put", key_record(event.record))
-                for event in events
-                if event.keyspace == USER_KEYS and first <= event.key < last
+                for _, event in events
+                if event.keyspace == USER_KEYS
             )
             if told:
-                responses.append(WatchResponse(0, revision, told))
-        return responses
+                responses.append(WatchResponse(events[0][0], revision, told))
+        log = WatchLog(b"", TO_THE_END, 1, False, frozenset(), responses)
+        return log, {response.revision: response.at_us for response in responses}
 
     def _fail(self, reason: str, cause: BaseException | None = None) -> None:
         told = list(self.world.story or ())
@@ -211,3 +243,152 @@ class _Run:
             faults=+faults,
             digest=world.digest(),
         )
+
+
+# -- many seeds ------------------------------------------------------------------------------------
+
+
+def run_many(
+    seeds: Iterable[int], *, jobs: int, told: Callable[[int, Result | str], None]
+) -> tuple[Result, dict[int, str]]:
+    """Run seeds in `jobs` processes; the sum of what they did, and why which seed failed."""
+    total, failed = Result(seeds=0), dict[int, str]()
+    context = multiprocessing.get_context("fork")
+    with context.Pool(jobs, _begin_worker, maxtasksperchild=200) as pool:
+        for seed, outcome in pool.imap_unordered(_attempt, seeds):
+            if isinstance(outcome, Result):
+                total.add(outcome)
+            else:
+                failed[seed] = outcome
+            told(seed, outcome)
+    return total, failed
+
+
+def _begin_worker() -> None:
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
+
+
+def _attempt(seed: int) -> tuple[int, Result | str]:
+    try:
+        return seed, run_seed(seed)
+    except SimulationFailure as failure:
+        return seed, failure.reason
+    except Exception as error:
+        return seed, f"the simulation itself failed: {error!r}"
+    finally:
+        # Between two seeds all of it is garbage; within one hardly anything is.
+        gc.collect()
+
+
+def summary(total: Result, seconds: float) -> dict[str, Any]:
+    """The figures that are published."""
+    return {
+        "commit": commit(),
+        "seeds": total.seeds,
+        "simulated_hours": round(total.simulated_us / SECOND_US / 3600, 1),
+        "events": total.steps,
+        "invariant_checks": total.checks,
+        "operations": total.operations,
+        "operations_answered": total.answered,
+        "watch_events": total.watch_events,
+        "log_entries": total.entries,
+        "faults": dict(sorted(total.faults.items())),
+        "seconds": round(seconds),
+    }
+
+
+def show(total: Result, seconds: float) -> None:
+    """The figures as tables."""
+    console = Console()
+    table = Table(title="Simulation", show_header=False)
+    for name, value in summary(total, seconds).items():
+        if name != "faults":
+            table.add_row(name.replace("_", " "), f"{value:,}" if value != commit() else value)
+    faults = Table("fault", "injected")
+    for kind, count in sorted(total.faults.items()):
+        faults.add_row(kind, f"{count:,}")
+    console.print(table)
+    console.print(faults)
+
+
+def tell_failure(seed: int) -> None:
+    """Run a failed seed again with its story, and say how to repeat it."""
+    try:
+        run_seed(seed, story=True)
+    except SimulationFailure as failure:
+        for line in failure.story[-60:]:
+            print(line)
+        print(f"\n{failure.reason}\n")
+    print(f"seed {seed}, commit {commit()}; repeat it with:")
+    print(f"  python -m tests.simulation.run --seed {seed} --story")
+
+
+@click.command()
+@click.option("--seeds", default=500, help="How many seeds.")
+@click.option("--first", default=0, help="The first of them.")
+@click.option("--seed", type=int, help="Just this one.")
+@click.option("--story", is_flag=True, help="With --seed: print all that happened.")
+@click.option("--hours", type=float, help="Go on with new seeds for so long instead.")
+@click.option("--jobs", default=os.cpu_count() or 1, help="Processes.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures there, as JSON.")
+def main(
+    seeds: int,
+    first: int,
+    seed: int | None,
+    story: bool,
+    hours: float | None,
+    jobs: int,
+    out: Path | None,
+) -> None:
+    """Simulate clusters by the seed."""
+    logging.disable(logging.CRITICAL)
+    started = time.monotonic()
+    if seed is not None:
+        _run_one(seed, story=story)
+        return
+    ended = started + hours * 3600 if hours is not None else None
+    numbers = _until(first, ended) if ended is not None else iter(range(first, first + seeds))
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[failed]} failed"))
+    with Progress(*columns) as bar:
+        task = bar.add_task("seeds", total=None if hours else seeds, failed=0)
+        failures = 0
+
+        def told(number: int, outcome: Result | str) -> None:
+            nonlocal failures
+            if isinstance(outcome, str):
+                failures += 1
+                bar.console.print(f"seed {number}: {outcome.splitlines()[0]}")
+            bar.update(task, advance=1, failed=failures)
+
+        total, failed = run_many(numbers, jobs=jobs, told=told)
+    seconds = time.monotonic() - started
+    show(total, seconds)
+    if out is not None:
+        out.write_text(json.dumps(summary(total, seconds) | {"failed": failed}, indent=1) + "\n")
+    if failed:
+        tell_failure(min(failed))
+        sys.exit(1)
+
+
+def _until(first: int, ended: float) -> Iterator[int]:
+    number = first
+    while time.monotonic() < ended:
+        yield number
+        number += 1
+
+
+def _run_one(seed: int, *, story: bool) -> None:
+    try:
+        result = run_seed(seed, story=story)
+    except SimulationFailure as failure:
+        print("\n".join(failure.story))
+        print(f"\n{failure.reason}\n\nseed {seed}, commit {commit()}")
+        sys.exit(1)
+    show(result, 0)
+    print(f"digest {result.digest}")
+
+
+if __name__ == "__main__":
+    main()

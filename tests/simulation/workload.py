@@ -29,8 +29,11 @@ from tests.linearizability.history import (
     WatchLog,
     WatchResponse,
 )
+from tests.linearizability.lock_oracle import Effect, Holding
 from tests.simulation import doors
 
+LOCK, GUARD = b"a-lock", b"a-guard"
+"""The key that is the lock, and the key that only its holder may write."""
 CLIENT_PATIENCE_US = 8 * SECOND_US
 """After this long without an answer a client counts the outcome as unknown and goes on."""
 ALL_KEYS = (b"k", b"l")
@@ -46,6 +49,7 @@ class Mix:
     think_us: int = 150_000
     """Mean pause between an answer and the next request."""
     watchers: int = 2
+    lockers: int = 2
     weights: dict[str, int] = field(
         default_factory=lambda: {
             "put": 30,
@@ -81,6 +85,9 @@ class Workload:
         self._newest_revision = 1
         self._clients = [_Client(self, number) for number in range(mix.clients)]
         self._watchers = [_Watcher(self) for _ in range(mix.watchers)]
+        self._lockers = [_Locker(self, mix.clients + number) for number in range(mix.lockers)]
+        self.holdings: list[Holding] = []
+        self.effects: list[Effect] = []
 
     def start(self) -> None:
         """Begin to ask."""
@@ -88,6 +95,8 @@ class Workload:
             client.think()
         for watcher in self._watchers:
             watcher.begin(0)
+        for locker in self._lockers:
+            locker.begin()
 
     def stop(self) -> None:
         """Ask nothing more; what is under way goes on. Watchers stay."""
@@ -119,9 +128,10 @@ class Workload:
         heard: Callable[[Outcome, Any], None],
         *,
         once: bytes | None = None,
+        member: SimMember | None = None,
     ) -> None:
-        """Send a request and record it; `heard(outcome, result)` is called once."""
-        call = _Call(self, client, request, heard, once)
+        """Send a request, to `member` or to any, and record it; `heard(outcome, result)` once."""
+        call = _Call(self, client, request, heard, once, member)
         call.send()
         self.world.after(CLIENT_PATIENCE_US, call.give_up)
 
@@ -185,7 +195,9 @@ class _Call:
         request: Request,
         heard: Callable[[Outcome, Any], None],
         once: bytes | None,
+        member: SimMember | None,
     ) -> None:
+        self.member = member
         self.workload = workload
         self.request = request
         self.heard = heard
@@ -198,7 +210,7 @@ class _Call:
 
     def send(self) -> None:
         workload = self.workload
-        member = workload.member()
+        member = self.member or workload.member()
         delay_us = workload.world.random.randrange(2_000)
         workload.world.after(delay_us, doors.ask, member, self.request, self._answered, self.once)
 
@@ -287,6 +299,99 @@ class _Client:
         return Revoke(lease) if draw < 0.95 else workload.draw()
 
 
+class _Locker:
+    """Takes the lock under a lease, works under it guarded by its token, and lets go or forgets."""
+
+    def __init__(self, workload: Workload, number: int) -> None:
+        self.workload = workload
+        self.number = number
+
+    def begin(self) -> None:
+        self.workload.world.after(self.workload.world.random.randrange(2 * SECOND_US), self._grant)
+
+    def _grant(self) -> None:
+        if self.workload.stopped:
+            return
+        self.lease = self.workload.lease()
+        self.ttl_us = self.workload.world.random.choice((1, 2, 4)) * SECOND_US
+        asked_us = self._now_us
+        grant = Grant(self.lease, self.ttl_us // SECOND_US)
+
+        def heard(outcome: Outcome, result: Any) -> None:
+            self.alive_until_us = asked_us + self.ttl_us
+            if outcome is Outcome.OK:
+                self._acquire()
+            else:
+                self.begin()
+
+        self.workload.send(self.number, grant, heard)
+
+    def _acquire(self) -> None:
+        asked_us = self._now_us
+        take = Txn(
+            (Compare(LOCK, "create", "=", 0),),
+            (Put(LOCK, self.workload.value(), lease=self.lease),),
+        )
+
+        def heard(outcome: Outcome, result: Any) -> None:
+            # A holder must look at its lease again after the wait, however long that took.
+            if outcome is Outcome.OK and result.succeeded and self._now_us < self.alive_until_us:
+                self.token = result.revision
+                self.asked_us, self.acquired_us = asked_us, self._now_us
+                self._work()
+            else:
+                self._end()
+
+        self.workload.send(self.number, take, heard)
+
+    def _work(self) -> None:
+        """Renew, write under the guard, or end, while the lease lasts by the holder's own clock."""
+        workload, draw = self.workload, self.workload.world.random.random()
+        if self._now_us >= self.alive_until_us or draw < 0.25 or workload.stopped:
+            holding = Holding(
+                self.number,
+                self.token,
+                self.asked_us,
+                self.acquired_us,
+                min(self._now_us, self.alive_until_us),
+            )
+            workload.holdings.append(holding)
+            self._end()
+        elif draw < 0.6:
+            asked_us = self._now_us
+
+            def renewed(outcome: Outcome, result: Any) -> None:
+                if outcome is Outcome.OK:
+                    self.alive_until_us = asked_us + self.ttl_us
+                self._later()
+
+            workload.send(self.number, KeepAlive(self.lease), renewed)
+        else:
+            guarded = Txn(
+                (Compare(LOCK, "create", "=", self.token),), (Put(GUARD, workload.value()),)
+            )
+
+            def written(outcome: Outcome, result: Any) -> None:
+                if outcome is Outcome.OK and result.succeeded:
+                    workload.effects.append(Effect(self.token, result.revision))
+                self._later()
+
+            workload.send(self.number, guarded, written)
+
+    def _later(self) -> None:
+        self.workload.world.after(self.workload.world.random.randrange(SECOND_US), self._work)
+
+    def _end(self) -> None:
+        """Give the lease back, or leave it to run out."""
+        if self.workload.world.random.random() < 0.5:
+            self.workload.send(self.number, Revoke(self.lease), lambda outcome, result: None)
+        self.begin()
+
+    @property
+    def _now_us(self) -> int:
+        return self.workload.world.now_us
+
+
 class _Watcher:
     """Watches all keys, and resumes elsewhere where it left off whenever its watch ends."""
 
@@ -363,7 +468,12 @@ class _Sink:
         if isinstance(error, Compacted):
             oldest = error.facts["oldest_revision"]
             self.log.responses.append(
-                WatchResponse(self._now_us, 0, compact_revision=oldest, cancelled=True)
+                WatchResponse(
+                    self._now_us,
+                    self.member.machine.revision,
+                    compact_revision=oldest,
+                    cancelled=True,
+                )
             )
             self.next_revision = oldest
         self.watcher.ended(self, self.next_revision)

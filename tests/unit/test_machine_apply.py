@@ -153,6 +153,7 @@ def test_the_hash_covers_what_the_tables_say() -> None:
     hashes = set()
     for commands in variants:
         driver = Driver()
+        driver.machine.bootstrap(1, 1, b"", [member(1)])
         driver.batch(*commands)
         hashes.add(driver.machine.state_hash)
     assert len(hashes) == len(variants)
@@ -302,6 +303,7 @@ def test_what_no_builder_makes_stops_the_member_before_it_shows(
     command: list[Any], error: type[Exception]
 ) -> None:
     driver = Driver()
+    driver.machine.bootstrap(1, 1, b"", [member(1)])
     driver.ok(c.put(b"k", b"old"))
     before = driver.tables.dump()
     good = driver.entry(c.put(b"x", b"1"))
@@ -343,7 +345,7 @@ def test_hashes_are_kept_for_a_while() -> None:
 
 def test_tables_replaced_by_a_snapshot_are_read_again() -> None:
     driver = Driver()
-    driver.machine.apply_config(1, 1, b"conf")
+    driver.machine.bootstrap(1, 1, b"conf", [member(7)])
     driver.batch(c.put(b"k", b"v"), c.alarm(1, 7, True))
     machine = Machine(MemoryTables())
     machine._tables.tables = driver.tables.tables  # type: ignore[attr-defined]
@@ -579,6 +581,7 @@ def test_a_member_changes_its_attributes() -> None:
 
 def test_a_full_store_refuses_what_grows_it() -> None:
     driver = Driver()
+    driver.machine.bootstrap(1, 1, b"", [member(3), member(7)])
     driver.ok(c.put(b"k", b"v"))
     driver.ok(c.lease_grant(1, 10))
     driver.ok(c.service_register("s", "i", "h", 1, ttl_seconds=5, lease=6))
@@ -650,3 +653,5 @@ def test_alarms_of_a_removed_member_go_with_it() -> None:
     driver.machine.apply_config(4, 1, b"", MemberChange(remove=(2,)))
     assert driver.machine.alarms == {(1, 1)}
     assert Machine(driver.tables).alarms == {(1, 1)}
+    # What it had asked for before it knew comes too late.
+    assert not driver.ok(c.alarm(1, 2, True)).changed

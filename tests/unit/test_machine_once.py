@@ -17,6 +17,7 @@ from raftkv.errors import (
 )
 from raftkv.machine import commands as c
 from raftkv.machine import once
+from raftkv.machine.cluster import MemberInfo
 from raftkv.machine.machine import Machine
 from raftkv.machine.records import Record
 from raftkv.machine.results import MemberResult, TxnResult
@@ -133,6 +134,7 @@ def test_what_the_door_drew_by_lot_does_not_count() -> None:
 
 def test_a_full_store_is_no_outcome_to_keep() -> None:
     driver = Driver()
+    driver.machine.bootstrap(1, 1, b"", [MemberInfo(5, "n5", (), (), False)])
     driver.ok(c.alarm(1, 5, True))
     assert isinstance(driver.do(c.put(b"k", b"v", once=b"id")), NoSpace)
     driver.ok(c.alarm(1, 5, False))
