@@ -1,0 +1,50 @@
+"""A sample of seeds, and that a seed is a run: `python -m tests.simulation.run` for more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from raftkv.buggify import POINTS, buggify
+from raftkv.simulation.nemesis import FAULTS
+from tests.simulation.profile import draw
+from tests.simulation.run import run_seed
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_seed_keeps_every_promise(seed: int) -> None:
+    result = run_seed(seed)
+    assert result.answered > 0
+
+
+@pytest.mark.parametrize("seed", [3, 21])
+def test_a_seed_is_one_run_whatever_the_hash_seed(seed: int) -> None:
+    program = (
+        "from tests.simulation.run import run_seed;"
+        f"print(run_seed({seed}, story=True).digest, end='')"
+    )
+    digests = set()
+    for hash_seed in ("0", "1", "77"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+        )
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_every_kind_of_fault_and_every_point_is_drawn() -> None:
+    faults, points = Counter[str](), Counter[str]()
+    for seed in range(300):
+        profile = draw(seed)
+        faults.update(profile.faults)
+        points.update(profile.buggify)
+    assert faults.keys() == FAULTS.keys() and points.keys() == POINTS.keys()
+
+
+def test_outside_a_simulation_nothing_rare_happens() -> None:
+    assert not any(buggify(point) for point in POINTS)
