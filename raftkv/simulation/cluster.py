@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftkv.consensus.types import ChangeKind, ConfigChange
-from raftkv.errors import RaftkvError, check
+from raftkv.errors import RaftkvError, Refused, check
 from raftkv.machine.events import Event
 from raftkv.server.bootstrap import Founding, FoundingMember
 from raftkv.simulation.invariants import Invariants
@@ -113,8 +113,11 @@ class SimCluster:
         self.world.note(through.name, f"is asked to add {name}{' as a learner' if learner else ''}")
 
         def answered(answer: Any) -> None:
-            # Also after an unknown outcome: the newcomer waits to be told, or for nothing.
-            self.restart(self.members[member_id])
+            if isinstance(answer, Refused):
+                self.members[member_id].gone = True
+            else:
+                # Also after an unknown outcome: the newcomer waits to be told, or for nothing.
+                self.restart(self.members[member_id])
             done(answer)
 
         through.change_members(

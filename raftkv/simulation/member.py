@@ -429,7 +429,7 @@ class SimMember:
 
     def wake(self) -> None:
         """See `Surroundings.wake`."""
-        self._later(self.world.random.randrange(self.settings.turn_us_max), self._turn)
+        self._later(self.world.below(self.settings.turn_us_max), self._turn)
 
     def now_ms(self) -> int:
         """See `Surroundings.now_ms`."""
@@ -483,7 +483,7 @@ class SimMember:
     def _begin_append(self) -> None:
         if self._steps is None and self._queue:
             self._steps = iter(())
-            self._later(self.world.random.randrange(self.settings.turn_us_max), self._append_taken)
+            self._later(self.world.below(self.settings.turn_us_max), self._append_taken)
 
     def _append_taken(self) -> None:
         items, self._queue = self._queue, []
@@ -504,16 +504,16 @@ class SimMember:
         elif step is Pause.FULL:
             self._later(int(FULL_DISK_RETRY_SECONDS * SECOND_US), self._append_step)
         else:
-            delay_us = self.world.random.randrange(self.settings.turn_us_max)
+            delay_us = self.world.below(self.settings.turn_us_max)
             self._later(delay_us, self._written, step)
             self._later(delay_us, self._append_step)
 
     def _sync_us(self) -> int:
-        settings, chance = self.settings, self.world.random
-        if settings.slow_sync and chance.random() < settings.slow_sync:
-            self.world.faults["slow sync"] += 1
-            return chance.randrange(settings.slow_sync_us_max)
-        return chance.randint(settings.sync_us_min, settings.sync_us_max)
+        settings, world = self.settings, self.world
+        if settings.slow_sync and world.random.random() < settings.slow_sync:
+            world.faults["slow sync"] += 1
+            return world.below(settings.slow_sync_us_max)
+        return settings.sync_us_min + world.below(settings.sync_us_max - settings.sync_us_min + 1)
 
     def _written(self, written: Any) -> None:
         self.replica.written(written)

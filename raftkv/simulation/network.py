@@ -100,13 +100,13 @@ class SimNetwork:
 
     def _carry(self, link: _Link, deliver: Callable[..., None], items: tuple[Any, ...]) -> None:
         world, settings = self.world, self.settings
-        random = world.random
-        at_us = max(world.now_us, link.clogged_until_us)
-        at_us += random.randint(settings.delay_us_min, settings.delay_us_max)
-        if settings.straggling and random.random() < settings.straggling:
+        chance = world.random.random
+        at_us = max(world.now_us, link.clogged_until_us) + settings.delay_us_min
+        at_us += world.below(settings.delay_us_max - settings.delay_us_min + 1)
+        if settings.straggling and chance() < settings.straggling:
             world.faults["message late"] += 1
-            at_us += random.randrange(settings.straggling_us_max)
-        if settings.reordering and random.random() < settings.reordering:
+            at_us += world.below(settings.straggling_us_max)
+        if settings.reordering and chance() < settings.reordering:
             world.faults["message reordered"] += at_us < link.last_us
         else:
             at_us = link.last_us = max(at_us, link.last_us)

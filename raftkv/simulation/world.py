@@ -32,8 +32,6 @@ class World:
         self.faults: Counter[str] = Counter()
         """How often each kind of fault was injected."""
         self.story: deque[str] | None = deque(maxlen=STORY_LINES_MAX) if story else None
-        self.on_step: list[Callable[[], None]] = []
-        """Called after every event."""
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._scheduled = 0
         self._digest = hashlib.sha256()
@@ -49,17 +47,6 @@ class World:
         self._scheduled += 1
         heappush(self._events, (self.now_us + delay_us, self._scheduled, callback, arguments))
 
-    def step(self) -> bool:
-        """Let the next event happen; False: there is none."""
-        if not self._events:
-            return False
-        self.now_us, _, callback, arguments = heappop(self._events)
-        self.steps += 1
-        callback(*arguments)
-        for check_it in self.on_step:
-            check_it()
-        return True
-
     def run(self, seconds: float) -> None:
         """Let `seconds` of virtual time pass."""
         self.run_until(self.now_us + int(seconds * SECOND_US))
@@ -69,12 +56,14 @@ class World:
         check(time_us >= self.now_us, "time does not go back", now_us=self.now_us)
         events = self._events
         while events and events[0][0] <= time_us:
-            self.step()
+            self.now_us, _, callback, arguments = heappop(events)
+            self.steps += 1
+            callback(*arguments)
         self.now_us = time_us
 
-    def chance(self, probability: float) -> bool:
-        """True with this probability."""
-        return self.random.random() < probability
+    def below(self, bound: int) -> int:
+        """A random integer of [0, bound); faster than `random.randrange`."""
+        return int(self.random.random() * bound)
 
     def fault(self, kind: str, who: str, text: str) -> None:
         """A fault was injected: count it and tell it."""
