@@ -291,7 +291,7 @@ class Member:
             return common + ends
         if self.state.last_index == 0:
             return [self.install, self.vote, *ends]
-        return [*common, *ends, self.overwrite, self.overwrite, self.install, self.commit]
+        return [*common, *ends, *[self.overwrite] * 4, self.install, self.commit]
 
     @property
     def state(self) -> LogState:

@@ -113,6 +113,27 @@ def test_without_faults_it_answers_as_the_real_one(seed: int, tmp_path: Path) ->
         file.close()
 
 
+def test_a_rename_stays_within_its_folder() -> None:
+    disk = machine()
+    disk.make_directory("/e")
+    replace_file(disk, "/d/f", b"x")
+    with pytest.raises(StorageError, match="Invalid cross-device link"):
+        disk.rename("/d/f", "/e/f")
+    assert content(disk, "/d/f") == b"x"
+
+
+def test_what_is_removed_while_open_takes_no_room() -> None:
+    disk = machine()
+    disk.capacity_bytes = 1_000
+    file = written(disk, "/d/f", bytes(900))
+    disk.remove("/d/f")
+    file.write(900, bytes(500))
+    assert file.size() == 1_400
+    assert disk.free_bytes("/d") == 1_000
+    disk.settle(Outcome())
+    assert disk.free_bytes("/d") == 100, "the removal was not durable"
+
+
 # Ends of a process
 
 

@@ -152,6 +152,33 @@ def test_folders(disk: Disk, tmp_path: Path) -> None:
         disk.make_directory(join(deep, "b", "c"))
 
 
+def test_files_and_folders_are_not_each_other(disk: Disk, tmp_path: Path) -> None:
+    file, folder = str(tmp_path / "file"), str(tmp_path / "folder")
+    replace_file(disk, file, b"x")
+    disk.make_directory(folder)
+    for call in (
+        lambda: disk.open(folder, write=True),
+        lambda: disk.remove(folder),
+        lambda: disk.rename(file, folder),
+        lambda: disk.lock(folder),
+        lambda: disk.lock("/"),
+    ):
+        with pytest.raises(StorageError, match="Is a directory"):
+            call()
+    for call in (
+        lambda: disk.list(file),
+        lambda: disk.rename(folder, file),
+        lambda: disk.sync_directory(file),
+        lambda: disk.open(join(file, "below"), create=True),
+    ):
+        with pytest.raises(StorageError, match="Not a directory"):
+            call()
+    disk.rename(file, file)
+    disk.rename(folder, join(str(tmp_path), "other"))
+    assert disk.list(str(tmp_path)) == ["file", "other"]
+    assert not disk.exists(join(file, "below"))
+
+
 def test_failures_name_the_path_and_the_operation(disk: Disk, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     for call in (

@@ -22,7 +22,8 @@ from raftkv.consensus.types import (
     SnapshotMeta,
 )
 from raftkv.errors import CorruptionError, InvariantViolation
-from raftkv.storage.disk import RealDisk, RealFile
+from raftkv.simulation.disk import SimDisk
+from raftkv.storage.disk import Disk, RealDisk, RealFile
 from raftkv.storage.frames import WalIdentity
 from raftkv.storage.wal import Wal
 from raftkv.storage.wallog import WalLog
@@ -66,8 +67,14 @@ def entries(low: int, high: int, term: int = 1, size: int = 100) -> list[Entry]:
 class Pair:
     """A log and its view, written to and persisted together."""
 
-    def __init__(self, path: Path, cache_bytes: int = 1 << 20, segment_bytes: int = 16384) -> None:
-        disk = HastyDisk()
+    def __init__(
+        self,
+        path: Path,
+        cache_bytes: int = 1 << 20,
+        segment_bytes: int = 16384,
+        disk: Disk | None = None,
+    ) -> None:
+        disk = disk or HastyDisk()
         self.wal, self.recovered = Wal.open(
             disk, str(path), identity=IDENTITY, segment_bytes=segment_bytes
         )
@@ -262,13 +269,22 @@ class WalModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.path = Path(tempfile.mkdtemp())
-        self.pair = Pair(self.path, cache_bytes=2_000, segment_bytes=8192)
+        self.make_machine()
+        self.pair = self.opened()
+        self.unsynced: Entry | None = None
+        """Written by a process that lost power before the sync; may come back or not."""
         self.log: dict[int, Entry] = {}
         self.base = SnapshotMeta()
         self.mark = SnapshotMeta()
         self.state = HardState()
         self.term = 1
+
+    def make_machine(self) -> None:
+        self.path = Path(tempfile.mkdtemp())
+        self.disk: Disk = HastyDisk()
+
+    def opened(self) -> Pair:
+        return Pair(self.path, cache_bytes=2_000, segment_bytes=8192, disk=self.disk)
 
     @property
     def last(self) -> int:
@@ -327,15 +343,13 @@ class WalModel(RuleBasedStateMachine):
         if how == "clean":
             wal.close()
         elif how == "kill":
-            wal._file.close()  # type: ignore[union-attr]
+            self.kill()
         else:
-            offset, path = wal._offset, Path(wal._segments[-1].path)
-            if wal._segment_bytes - offset > 2000:
-                wal.write([entry(self.last + 1, self.term, 900)])
-                data = path.read_bytes()
-                path.write_bytes(data[: offset + 500] + bytes(len(data) - offset - 500))
-            wal._file.close()  # type: ignore[union-attr]
-        self.pair = Pair(self.path, cache_bytes=2_000, segment_bytes=8192)
+            self.lose_tail()
+        self.pair = self.opened()
+        if self.unsynced is not None and self.pair.log.last_index() > self.last:
+            self.log[self.unsynced.index] = self.unsynced
+        self.unsynced = None
         recovered = self.pair.recovered
         assert recovered.snapshot == self.mark
         assert (recovered.hard_state.term, recovered.hard_state.vote) == (
@@ -350,6 +364,18 @@ class WalModel(RuleBasedStateMachine):
             self.base = SnapshotMeta(first - 1, self.log.pop(first - 1).term)
         self.pair.log.compact(self.base.index)
 
+    def kill(self) -> None:
+        self.pair.wal._file.close()  # type: ignore[union-attr]
+
+    def lose_tail(self) -> None:
+        wal = self.pair.wal
+        offset, path = wal._offset, Path(wal._segments[-1].path)
+        if wal._segment_bytes - offset > 2000:
+            wal.write([entry(self.last + 1, self.term, 900)])
+            data = path.read_bytes()
+            path.write_bytes(data[: offset + 500] + bytes(len(data) - offset - 500))
+        self.kill()
+
     @invariant()
     def same(self) -> None:
         assert self.pair.log.last_index() == self.last
@@ -360,6 +386,27 @@ class WalModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.pair.close()
         shutil.rmtree(self.path)
+
+
+class SimulatedWalModel(WalModel):
+    """The same on a simulated machine, where a lost tail is whatever a power cut leaves of it."""
+
+    def make_machine(self) -> None:
+        self.path = Path("/member/wal")
+        self.simulated = self.disk = SimDisk(random.Random(7))
+        self.disk.make_directory("/member")
+        self.disk.sync_directory("/")
+
+    def kill(self) -> None:
+        self.simulated.crash()
+
+    def lose_tail(self) -> None:
+        self.unsynced = entry(self.last + 1, self.term, 900)
+        self.pair.wal.write([self.unsynced])
+        self.simulated.power_cut()
+
+    def teardown(self) -> None:
+        self.pair.close()
 
 
 def test_a_marker_before_the_oldest_entries_left(tmp_path: Path) -> None:
@@ -383,3 +430,7 @@ def test_a_marker_before_the_oldest_entries_left(tmp_path: Path) -> None:
 
 WalModel.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestWalModel = WalModel.TestCase
+SimulatedWalModel.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=30, deadline=None
+)
+TestSimulatedWalModel = SimulatedWalModel.TestCase
