@@ -75,6 +75,35 @@ def search(operations: Sequence[KeyOperation], steps_max: int = 0) -> Search:
     return _Searcher(operations, steps).run()
 
 
+def follow(operations: Sequence[KeyOperation], places: Sequence[int | None]) -> bool:
+    """Whether an order, wherever it is from, is a linearization. Much cheaper than a search.
+
+    `places`: for each operation its place in the order, the same for those that changed nothing in
+    between; None: it did not happen. False may only mean that an operation with several ways took
+    another than the first that fits.
+    """
+    chosen = [(place, n) for n, place in enumerate(places) if place is not None]
+    chosen.sort(key=lambda each: (each[0], operations[each[1]].invoked_us))
+    if len(chosen) < len(operations):
+        left = {n for n, place in enumerate(places) if place is None}
+        if any(operations[n].required for n in left):
+            return False
+    state: State = None
+    latest_us = 0
+    for _, n in chosen:
+        operation = operations[n]
+        # Whoever comes after must not have returned before this one began.
+        if operation.returned_us < latest_us:
+            return False
+        latest_us = max(latest_us, operation.invoked_us)
+        ways = (step.apply(state) for step in operation.steps)
+        after = next((way for way in ways if not isinstance(way, Keep)), KEEP)
+        if isinstance(after, Keep):
+            return False
+        state = after
+    return True
+
+
 class _Searcher:
     def __init__(self, operations: Sequence[KeyOperation], steps_max: int) -> None:
         self.steps_left = steps_max
