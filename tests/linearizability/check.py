@@ -13,11 +13,13 @@ from tests.linearizability.history import (
     Outcome,
     Range,
     RangeAnswer,
+    Revoke,
     WatchLog,
 )
-from tests.linearizability.perkey import KeyOperation, split
+from tests.linearizability.order import seen_revision
+from tests.linearizability.perkey import KeyOperation, LeaseEnd, split
 from tests.linearizability.report import Report, Violation, story, tell_bytes
-from tests.linearizability.wgl import Search, Verdict, search
+from tests.linearizability.wgl import Search, Verdict, follow, search
 from tests.linearizability.witness import check_witness
 
 _TOLD_MAX: Final = 6
@@ -42,13 +44,42 @@ def check_history(
     if final is not None:
         operations = [*operations, _last_read(operations, final, final_revision)]
     violations, undecided = list(report.violations), list(report.undecided)
+    places = _Places(operations, report)
     for key, mine in split(operations).items():
+        if follow(mine, [places.of(each) for each in mine]):
+            continue
         found = search(mine)
         if found.verdict is Verdict.NOT_LINEARIZABLE:
             violations.append(_violation(operations, key, mine, found))
         elif found.verdict is Verdict.NOT_DECIDED:
             undecided.append(f"key {tell_bytes(key)}: the search by values took too many steps")
     return replace(report, violations=tuple(violations), undecided=tuple(undecided))
+
+
+class _Places:
+    """The order that the witness check found, as a proposal that WGL only has to verify."""
+
+    def __init__(self, operations: Sequence[Operation], report: Report) -> None:
+        self._places: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        for index, operation in enumerate(operations):
+            revision = seen_revision(operation)
+            if revision:
+                self._places[index] = 2 * revision + 1
+        for revision, cause in (report.causes or {}).items():
+            if cause.operation is not None:
+                self._places[cause.operation] = 2 * revision
+                request = operations[cause.operation].request
+                if isinstance(request, Revoke):
+                    self._ends[request.lease] = 2 * revision
+            else:
+                self._ends[cause.lease] = 2 * revision
+
+    def of(self, operation: KeyOperation) -> int | None:
+        """Where an operation was placed; None: nowhere."""
+        if isinstance(operation.kind, LeaseEnd):
+            return self._ends.get(operation.kind.lease)
+        return self._places.get(operation.index)
 
 
 def _last_read(

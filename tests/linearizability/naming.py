@@ -69,7 +69,9 @@ class Namer:
         if record is not None and rule != UNEXPLAINED:
             rule = self.origin(record.key, record.value) or rule
         told = [] if operation is None else [operation]
-        told += [each for each in self._around(difference.key, revision) if each not in told]
+        for each in self._around(difference.key, revision):
+            if not any(each is other for other in told):
+                told.append(each)
         where = f"{difference.expected} at revision {revision}"
         return Violation(rule, where, difference.seen, story(told))
 

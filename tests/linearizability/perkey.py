@@ -90,6 +90,13 @@ class KeyOperation:
     kind: object = None
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseEnd:
+    """The kind of an operation that is the end of a lease."""
+
+    lease: int
+
+
 # ---- guards -------------------------------------------------------------------------------------
 
 
@@ -327,7 +334,7 @@ class _Split:
         lives = Tenures(self.operations).by_lease
         for (lease, key), mine in values.items():
             step = Step((mine.__contains__,), None)
-            end = KeyOperation(-1, begun_us[lease, key], NEVER_US, False, (step,), ("end", lease))
+            end = KeyOperation(-1, begun_us[lease, key], NEVER_US, False, (step,), LeaseEnd(lease))
             self.by_key[key] += [end] * max(1, len(lives.get(lease, ())))
 
 

@@ -77,15 +77,17 @@ def check_witness(
     without = _judge(operations, None, 0, watches)
     if not without.ok:
         return without
-    first = Book(operations, final, 0).last
-    for revision in range(first + 1, first + 1 + TAIL_REVISIONS_MAX):
-        later = _judge(operations, final, revision, watches)
+    book = Book(operations, final, 0)
+    decided = not report.undecided
+    for more in range(1, min(book.spare, TAIL_REVISIONS_MAX) + 1):
+        later = _judge(operations, final, book.last + more, watches)
         if later.ok:
             return later
-    told = (
-        f"no more than {TAIL_REVISIONS_MAX} revisions at the end explain the final state\n{report}"
-    )
-    return Report(undecided=(told,))
+        decided = decided and not later.undecided
+    if decided and book.spare <= TAIL_REVISIONS_MAX:
+        return report
+    told = f"no more than {TAIL_REVISIONS_MAX} revisions at the end explain the final state"
+    return Report(undecided=(f"{told}\n{report}",))
 
 
 def _judge(
@@ -123,6 +125,8 @@ class Book:
         self.open: list[int] = []
         """Operations that may have made a revision nobody told, in order of their beginning."""
         self.grants = 0
+        self.spare = 0
+        """How many more revisions there may have been than anything tells of."""
         self.violations: list[Violation] = []
         self.last = final_revision
         for index, operation in enumerate(operations):
@@ -181,7 +185,8 @@ class Book:
     def _check_gaps(self) -> None:
         gaps = self.last - 1 - len(self.writes)
         makers = len(self.open) + self.grants + sum(len(each) for each in self.revokes.values())
-        if gaps > makers:
+        self.spare = makers - gaps
+        if self.spare < 0:
             missing = (r for r in range(2, self.last + 1) if r not in self.writes)
             told = ", ".join(str(revision) for revision in islice(missing, 20))
             self.violations.append(
