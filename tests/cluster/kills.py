@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.support.processes import Cluster, Member
 from tests.support.progress import Progress
-from tests.support.proof import Auditor, Tally, judge, leases_end, settle
+from tests.support.proof import Auditor, Tally, judge, settle
 from tests.support.workload import Load, Mix
 
 SMALL_LOG = ["--snapshot-log-bytes", "1MiB", "--snapshot-catchup-entries", "500"]
@@ -80,8 +80,6 @@ class KillLoop:
                 await cluster.insist(
                     await cluster.leader(), "POST", "/api/compact", json={"revision": revision}
                 )
-
-        await leases_end(cluster)
 
     async def _cycle(self) -> None:
         chance, cluster = self._chance, self._cluster
