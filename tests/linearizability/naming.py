@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 from tests.linearizability.answers import Difference, operations_of
@@ -63,42 +62,47 @@ class Namer:
         found = self._by_value.get((key, value), [])
         return [index for index in found if self._operations[index].outcome is outcome]
 
-    def name(
-        self,
-        difference: Difference,
-        revision: int,
-        operation: Operation | None,
-        shown: dict[bytes, KeyRecord | None],
-    ) -> Violation:
-        """The violation. `shown`: what somebody saw the revision make."""
-        if difference.rule == UNEXPLAINED:
-            difference = self._unexplained(revision, shown)
-        elif difference.record is not None:
-            rule = self._rule_of_value(difference.record, difference.rule)
-            difference = replace(difference, rule=rule)
+    def name(self, difference: Difference, revision: int, operation: Operation | None) -> Violation:
+        """The violation that a difference is."""
+        record = difference.record
+        rule = difference.rule
+        if record is not None and rule != UNEXPLAINED:
+            rule = self.origin(record.key, record.value) or rule
         told = [] if operation is None else [operation]
-        told += [each for each in self._around(difference.key, revision) if each not in told]
+        for each in self._around(difference.key, revision):
+            if not any(each is other for other in told):
+                told.append(each)
         where = f"{difference.expected} at revision {revision}"
-        return Violation(difference.rule, where, difference.seen, story(told))
+        return Violation(rule, where, difference.seen, story(told))
 
-    def _unexplained(self, revision: int, shown: dict[bytes, KeyRecord | None]) -> Difference:
+    def unexplained(
+        self, revision: int, shown: dict[bytes, KeyRecord | None], known_us: int
+    ) -> Difference:
+        """Why nothing can have made a revision. `known_us`: when it was first known to exist."""
         expected = "an operation or a lease that can have made it"
         for key, record in shown.items():
             if record is not None:
-                rule = self._rule_of_value(record, UNEXPLAINED)
-                return Difference(rule, expected, tell_record(record), key, record)
+                rule = self.origin(key, record.value)
+                unknown = self.writers(key, record.value)
+                if rule is None and not unknown:
+                    known = self.writers(key, record.value, Outcome.OK)
+                    puts = any(isinstance(self._operations[i].request, Put) for i in known)
+                    rule = "write-seen-twice" if puts else "branch-not-taken-seen"
+                elif rule is None and self._began_us(unknown) > known_us:
+                    rule = "write-seen-too-early"
+                return Difference(rule or UNEXPLAINED, expected, tell_record(record), key, record)
         seen = "none fits with what was seen before and after"
         return Difference(UNEXPLAINED, expected, seen, next(iter(shown), None))
 
-    def _rule_of_value(self, record: KeyRecord, rule: str) -> str:
-        """A better name when who asked for the value says it all."""
-        known = self.writers(record.key, record.value, Outcome.OK)
-        unknown = self.writers(record.key, record.value)
-        if not known and not unknown:
-            if self.writers(record.key, record.value, Outcome.REFUSED):
-                return "refused-write-seen"
-            return "value-from-nowhere"
-        return "write-seen-twice" if rule == UNEXPLAINED else rule
+    def _began_us(self, indexes: Sequence[int]) -> int:
+        return min(self._operations[index].invoked_us for index in indexes)
+
+    def origin(self, key: bytes, value: bytes) -> str | None:
+        """What is wrong with a value being there at all, by who asked for it."""
+        if self.writers(key, value, Outcome.OK) or self.writers(key, value):
+            return None
+        refused = self.writers(key, value, Outcome.REFUSED)
+        return "refused-write-seen" if refused else "value-from-nowhere"
 
     def _around(self, key: bytes | None, revision: int) -> Iterator[Operation]:
         """The write of a revision, and those of the key around it."""

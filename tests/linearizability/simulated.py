@@ -65,6 +65,7 @@ class Profile:
     final: bool = True
 
 
+PLAIN: Final = Profile()
 ONE_KEY: Final = Profile(
     keys=1, leases=False, intervals=False, serializable=False, compactions=False
 )
@@ -82,16 +83,16 @@ class Simulated:
     end_us: int
 
 
-def simulate(seed: int, profile: Profile = Profile()) -> Simulated:
-    """One run to its end."""
-    return _World(seed, profile).run()
+def simulate(seed: int, profile: Profile = PLAIN, copy: SingleCopy | None = None) -> Simulated:
+    """One run to its end, against the real machine or another copy."""
+    return _World(seed, profile, SingleCopy() if copy is None else copy).run()
 
 
 class _World:
-    def __init__(self, seed: int, profile: Profile) -> None:
+    def __init__(self, seed: int, profile: Profile, copy: SingleCopy) -> None:
         self.rng = random.Random(seed)
         self.profile = profile
-        self.copy = SingleCopy()
+        self.copy = copy
         self.history = History()
         self.now_us = 0
         self.left = profile.operations
@@ -192,7 +193,7 @@ class _World:
             self.leases.append(answer.lease)
             self.renew(answer.lease)
         elif isinstance(request, Revoke):
-            del self.deadlines[request.lease]
+            self.deadlines.pop(request.lease, None)
         return answer
 
     def keep_alive(self, lease: int) -> LeaseAnswer:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice
 from typing import Final, NamedTuple
@@ -77,15 +77,17 @@ def check_witness(
     without = _judge(operations, None, 0, watches)
     if not without.ok:
         return without
-    first = Book(operations, final, 0).last
-    for revision in range(first + 1, first + 1 + TAIL_REVISIONS_MAX):
-        later = _judge(operations, final, revision, watches)
+    book = Book(operations, final, 0)
+    decided = not report.undecided
+    for more in range(1, min(book.spare, TAIL_REVISIONS_MAX) + 1):
+        later = _judge(operations, final, book.last + more, watches)
         if later.ok:
             return later
-    told = (
-        f"no more than {TAIL_REVISIONS_MAX} revisions at the end explain the final state\n{report}"
-    )
-    return Report(undecided=(told,))
+        decided = decided and not later.undecided
+    if decided and book.spare <= TAIL_REVISIONS_MAX:
+        return report
+    told = f"no more than {TAIL_REVISIONS_MAX} revisions at the end explain the final state"
+    return Report(undecided=(f"{told}\n{report}",))
 
 
 def _judge(
@@ -123,6 +125,8 @@ class Book:
         self.open: list[int] = []
         """Operations that may have made a revision nobody told, in order of their beginning."""
         self.grants = 0
+        self.spare = 0
+        """How many more revisions there may have been than anything tells of."""
         self.violations: list[Violation] = []
         self.last = final_revision
         for index, operation in enumerate(operations):
@@ -181,7 +185,8 @@ class Book:
     def _check_gaps(self) -> None:
         gaps = self.last - 1 - len(self.writes)
         makers = len(self.open) + self.grants + sum(len(each) for each in self.revokes.values())
-        if gaps > makers:
+        self.spare = makers - gaps
+        if self.spare < 0:
             missing = (r for r in range(2, self.last + 1) if r not in self.writes)
             told = ", ".join(str(revision) for revision in islice(missing, 20))
             self.violations.append(
@@ -339,8 +344,24 @@ class _Replay:
     def _name(self, conflict: _Conflict) -> Violation:
         index, revision = conflict.operation, conflict.revision
         operation = None if index is None else self.operations[index]
-        shown = self.facts.shown.get(revision, {}) if self.guessing else {}
-        return self.namer.name(conflict.difference, revision, operation, shown)
+        difference = conflict.difference
+        if difference.rule == UNEXPLAINED:
+            shown = self.facts.shown.get(revision, {})
+            known_us = self.known_by.time_us(revision)
+            difference = self.namer.unexplained(revision, shown, known_us)
+            if difference.rule == UNEXPLAINED and self._is_elsewhere(difference):
+                difference = replace(difference, rule="write-seen-twice")
+        return self.namer.name(difference, revision, operation)
+
+    def _is_elsewhere(self, difference: Difference) -> bool:
+        """Whether the only operations that can have written what was seen made other revisions."""
+        record = difference.record
+        if record is None:
+            return False
+        writers = self.namer.writers(record.key, record.value)
+        return all(
+            self.pins.get(index, record.mod_revision) != record.mod_revision for index in writers
+        )
 
     def _at(self, revision: int) -> _Conflict | None:
         """Make one revision, if the model does not stand there already, and judge its reads."""
