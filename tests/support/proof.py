@@ -17,6 +17,7 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.linearizability.check import check_history
 from tests.linearizability.history import (
     Delete,
     DeleteAnswer,
@@ -39,7 +40,6 @@ from tests.linearizability.lock_oracle import Effect, Holding, check_locks
 from tests.linearizability.model import holds_key
 from tests.linearizability.report import Report, Violation
 from tests.linearizability.watch_oracle import check_watch
-from tests.linearizability.witness import check_witness
 from tests.support.http_requests import encode, record
 from tests.support.processes import Cluster, Member
 from tests.support.rebase import Rebase, foreign_writes
@@ -378,13 +378,13 @@ def _judge(evidence: Evidence, tally: Tally) -> None:
 
 
 def linearizable(evidence: Evidence, operations: list[Operation], rebase: Rebase) -> Report:
-    """One copy could have given every answer, by the revisions and by the auditor's events."""
+    """One copy could have given every answer, by revisions, by the auditor's events, by values."""
     others, left_by_others = foreign_writes(evidence.events, evidence.prefix, rebase)
     told = _audited(evidence, rebase)
     log = WatchLog(evidence.prefix, _after(evidence.prefix), 2, True, frozenset(), told)
-    report = check_witness(
+    report = check_history(
         [*operations, *others],
-        final=[*map(rebase.record, evidence.final), *left_by_others],
+        final=(*map(rebase.record, evidence.final), *left_by_others),
         final_revision=rebase.revision(evidence.last_revision),
         watches=[log],
     )
