@@ -75,7 +75,7 @@ class KillLoop:
                         if progress is not None:
                             progress.update(self.kills.cycles, f"{self.kills.tally.brief()}")
                     evidence = await settle(cluster, load, auditor, revision)
-                judge(evidence, self.kills.tally)
+                judge(evidence, self.kills.tally, cluster.folder)
                 revision = evidence.last_revision
                 await cluster.insist(
                     await cluster.leader(), "POST", "/api/compact", json={"revision": revision}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.cluster.kills import kill_cycles
 
-CYCLES = 5
+CYCLES = 4
 
 
 async def test_members_killed_under_load_lose_and_repeat_nothing(tmp_path: Path) -> None:

@@ -11,28 +11,13 @@ from tests.support.processes import Cluster, Member, running
 SMALL_LOG = ["--snapshot-log-bytes", "1MiB", "--snapshot-catchup-entries", "100"]
 
 
-async def promoted(cluster: Cluster, member: Member) -> None:
-    """Promote a learner as soon as the leader says that it has caught up."""
-    member_id = (await cluster.status(member))["member_id"]
-    deadline = time.monotonic() + 30
-    while True:
-        code, body, _ = await cluster.call(
-            await cluster.leader(), "POST", f"/api/members/{member_id}/promote"
-        )
-        if code == 200:
-            return
-        assert code in (429, 503) or body["code"] == "change_refused", body
-        assert time.monotonic() < deadline, body
-        await asyncio.sleep(0.1)
-
-
 async def test_grow_from_one_to_five_and_shrink_to_three_under_load(tmp_path: Path) -> None:
     async with running(tmp_path, 1) as cluster:
         async with Writers(cluster, count=4) as writers:
             for _ in range(4):
                 member = await cluster.add(learner=True)
                 await cluster.ready_or_learner(member)
-                await promoted(cluster, member)
+                await cluster.promote(member)
                 await writers.resumed(time.monotonic())
             statuses = [await cluster.status(member) for member in cluster.members]
             assert len(statuses) == 5

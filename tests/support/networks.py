@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,5 +193,7 @@ class NamespacedCluster(Cluster):
 
 def run(*command: str) -> None:
     """Run a command of the system; AssertionError with what it said if it fails."""
+    assert os.geteuid() == 0, "this test makes network namespaces or mounts: it needs root"
+    assert shutil.which(command[0]), f"this test needs {command[0]}; see CONTRIBUTING.md"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"

@@ -291,6 +291,20 @@ class Cluster:
             self.members.append(member)
         member.start()
 
+    async def promote(self, member: Member, seconds: float = 30.0) -> None:
+        """Promote a learner as soon as the leader says that it has caught up."""
+        member_id = (await self.status(member))["member_id"]
+        deadline = time.monotonic() + seconds
+        while True:
+            code, body, _ = await self.call(
+                await self.leader(), "POST", f"/api/members/{member_id}/promote"
+            )
+            if code == 200:
+                return
+            assert code in (429, 503) or body["code"] == "change_refused", body
+            assert time.monotonic() < deadline, body
+            await asyncio.sleep(0.1)
+
     async def remove(self, member: Member) -> None:
         """Take a member out of the cluster and end its process."""
         status = await self.status(member)

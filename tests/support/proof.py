@@ -12,14 +12,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import aiohttp
 
+from tests.linearizability.check import check_history
 from tests.linearizability.history import (
     Delete,
     DeleteAnswer,
     Grant,
+    History,
     KeyRecord,
     Operation,
     Outcome,
@@ -37,13 +40,14 @@ from tests.linearizability.lock_oracle import Effect, Holding, check_locks
 from tests.linearizability.model import holds_key
 from tests.linearizability.report import Report, Violation
 from tests.linearizability.watch_oracle import check_watch
-from tests.linearizability.witness import check_witness
 from tests.support.http_requests import encode, record
 from tests.support.processes import Cluster, Member
 from tests.support.rebase import Rebase, foreign_writes
 from tests.support.recorder import Urls, WatchRecorder
 from tests.support.workload import Load, Mix
 
+LEASES_GONE_SECONDS = 5.0
+"""The longest TTL of the load, 3 s, and the second within which a lease ends after it."""
 Revisions = dict[int, tuple[WatchEvent, ...]]
 """All events, by revision."""
 
@@ -199,8 +203,8 @@ async def settle(cluster: Cluster, load: Load, auditor: Auditor, first_revision:
     assert all(final == finals[0] for final in finals), f"members differ at revision {marked}"
     oldest = max(int(status["compact_revision"]), first_revision + 1)
     for member in cluster.members:
-        kept = await kept_history(cluster, member, oldest, marked)
-        told = {revision: each for revision, each in events.items() if revision >= oldest}
+        kept = _from(oldest, await kept_history(cluster, member, oldest, marked))
+        told = _from(oldest, events)
         if kept != told:
             wrong = sorted(r for r in kept.keys() | told.keys() if kept.get(r) != told.get(r))
             raise AssertionError(
@@ -218,6 +222,33 @@ async def settle(cluster: Cluster, load: Load, auditor: Auditor, first_revision:
         compact_revision=int(status["compact_revision"]),
         final=finals[0],
     )
+
+
+def _from(oldest: int, events: Revisions) -> Revisions:
+    """The events from `oldest` on, without what was there before it: that may be compacted."""
+
+    def known(event: WatchEvent) -> WatchEvent:
+        compacted = event.previous is not None and event.previous.mod_revision < oldest
+        return replace(event, previous=None) if compacted else event
+
+    return {
+        revision: tuple(map(known, each)) for revision, each in events.items() if revision >= oldest
+    }
+
+
+async def leases_end(cluster: Cluster) -> None:
+    """Nobody renews any lease any more: all of them end, and so do their keys."""
+    deadline = time.monotonic() + LEASES_GONE_SECONDS
+    while True:
+        member = await cluster.leader()
+        code, body, _ = await cluster.call(member, "GET", "/api/leases")
+        if code == 200 and not body["leases"]:
+            break
+        assert time.monotonic() < deadline, f"leases are left: {body}"
+        await asyncio.sleep(0.1)
+    _, body, _ = await cluster.call(member, "GET", "/api/kv")
+    left = [item["key"] for item in body["items"] if item["lease"] is not None]
+    assert not left, f"keys of leases that ended: {left}"
 
 
 async def final_state(
@@ -315,10 +346,22 @@ def _puts(request: object) -> Iterator[Put]:
             yield from _puts(operation)
 
 
-def judge(evidence: Evidence, tally: Tally) -> None:
-    """Everything that can be checked of one batch. Raises AssertionError."""
+def judge(evidence: Evidence, tally: Tally, folder: Path | None = None) -> None:
+    """Everything that can be checked of one batch. Raises AssertionError; what clients were told
+    is then left in `folder`."""
     began = time.monotonic()
     tally.add(evidence)
+    try:
+        _judge(evidence, tally)
+    except AssertionError:
+        if folder is not None:
+            History(evidence.operations).write(folder / "history.ndjson")
+        raise
+    finally:
+        tally.seconds += time.monotonic() - began
+
+
+def _judge(evidence: Evidence, tally: Tally) -> None:
     tally.acknowledged_writes += nothing_lost(evidence)
     rebase = Rebase(evidence.first_revision)
     operations = rebase.operations(evidence.operations)
@@ -332,17 +375,16 @@ def judge(evidence: Evidence, tally: Tally) -> None:
     tally.leases += sum(isinstance(each.request, Grant) for each in operations)
     tally.expired += len(ends)
     tally.guarded_writes += len(effects)
-    tally.seconds += time.monotonic() - began
 
 
 def linearizable(evidence: Evidence, operations: list[Operation], rebase: Rebase) -> Report:
-    """One copy could have given every answer, by the revisions and by the auditor's events."""
+    """One copy could have given every answer, by revisions, by the auditor's events, by values."""
     others, left_by_others = foreign_writes(evidence.events, evidence.prefix, rebase)
     told = _audited(evidence, rebase)
     log = WatchLog(evidence.prefix, _after(evidence.prefix), 2, True, frozenset(), told)
-    report = check_witness(
+    report = check_history(
         [*operations, *others],
-        final=[*map(rebase.record, evidence.final), *left_by_others],
+        final=(*map(rebase.record, evidence.final), *left_by_others),
         final_revision=rebase.revision(evidence.last_revision),
         watches=[log],
     )
@@ -411,4 +453,4 @@ async def under_load(
         for member in cluster.members:
             await cluster.ready(member)
         evidence = await settle(cluster, load, auditor, revision)
-    judge(evidence, tally or Tally())
+    judge(evidence, tally or Tally(), cluster.folder)
