@@ -326,10 +326,8 @@ class Wal:
                 older.live_last = 0
             self._last_index = batch.installed.index
         if batch.first_index:
-            for older in reversed(self._segments):
-                if older.live_last < batch.first_index:
-                    break
-                older.live_last = batch.first_index - 1
+            for older in self._segments:
+                older.live_last = min(older.live_last, batch.first_index - 1)
             self._segments[-1].live_last = self._last_index = batch.last_index
         batch.clear()
 
