@@ -15,6 +15,7 @@ names the file instead of a SIGBUS. 500 MB in entries of 64 KiB take about 0.2 s
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -93,6 +94,8 @@ class ScanState:
     commit_index: int = 0
     torn: bool = False
     """Bytes that are not zero follow `offset` and have to be cleared."""
+    unproven: deque[tuple[int, int]] = field(default_factory=deque)
+    """(sequence, offset) of the last segment's frames that no later one knows to be durable."""
 
 
 def recover(disk: Disk, directory: str, names: list[str], identity: WalIdentity) -> ScanState:
@@ -169,10 +172,13 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
     unpack = FRAME.unpack_from
     offset, chain, sequence, size = HEADER_BYTES, state.chain, state.sequence, len(data)
     index = state.recovered.index
+    # A segment is synced before the next one begins.
+    unproven: deque[tuple[int, int]] = deque()
+    state.unproven = unproven
     reason = "frame cut short"
     while offset + FRAME.size <= size:
         (
-            magic, header_crc, crc, length, flags, number, _, count, meta_length,
+            magic, header_crc, crc, length, flags, number, synced, count, meta_length,
             first_index, term, vote, commit,
         ) = unpack(data, offset)  # fmt: skip
         if magic != FRAME_MAGIC:
@@ -205,6 +211,9 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
                 _damaged(segment.path, offset, "entries longer than their frame")
             segment.live_last = index.last_index
         state.term, state.vote, state.commit_index = term, vote, commit
+        while unproven and unproven[0][0] <= synced:
+            unproven.popleft()
+        unproven.append((number, offset))
         chain, sequence = crc, number
         offset += length
     state.offset, state.chain, state.sequence = offset, chain, sequence
