@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,31 +33,10 @@ from raftkv.consensus.types import (
     ProposalDropped,
 )
 from tests.interaction.group import Group
+from tests.support.quorums import agrees, check_overlap
 from tests.unit.test_consensus_random import Walk
 
 IDS = range(1, 8)
-
-
-def most(voters: tuple[int, ...], present: frozenset[int]) -> bool:
-    """Whether more than half of `voters` are there; an empty half agrees."""
-    return not voters or 2 * len(present.intersection(voters)) > len(voters)
-
-
-def agrees(conf: ConfState, present: frozenset[int]) -> bool:
-    """Whether these members can elect and commit, by the words of the thesis (4.3)."""
-    return most(conf.voters, present) and most(conf.voters_outgoing, present)
-
-
-def check_overlap(before: ConfState, after: ConfState) -> None:
-    """No two sets without a common member can both decide, the one here and the other there."""
-    everybody = sorted(members(before) | members(after))
-    for size in range(len(everybody) + 1):
-        for chosen in itertools.combinations(everybody, size):
-            present = frozenset(chosen)
-            if agrees(before, present):
-                rest = frozenset(everybody) - present
-                assert not agrees(after, rest), f"{before} {after}: {chosen} against the others"
-                assert not agrees(before, rest)
 
 
 changes = st.lists(st.tuples(st.sampled_from(ChangeKind), st.sampled_from(IDS)), max_size=4).map(
@@ -98,23 +79,24 @@ class Membership(RuleBasedStateMachine):
         self.chain: dict[int, ConfState] = {1: self.group.members[1].conf}
         """Every configuration by the index of the entry that made it."""
         self.writes = 0
-        self.elect(0)
+        self.elect(0, 12)
+        assert self.group.leaders()
 
     def pick(self, number: int, *, up: bool = True) -> int | None:
         able = [i for i, member in self.group.members.items() if (member.node is not None) is up]
         return able[number % len(able)] if able else None
 
-    @rule(number=st.integers(0, 9))
-    def elect(self, number: int) -> None:
-        """Somebody stands, and enough happens for an answer."""
+    @rule(number=st.integers(0, 9), rounds=st.integers(0, 12))
+    def elect(self, number: int, rounds: int) -> None:
+        """Somebody stands, and perhaps enough happens for an answer."""
         chosen = self.pick(number)
         if chosen is not None:
             self.group[chosen].campaign()
             self.group.observe(chosen)
-            self.settle(6)
+            self.settle(rounds)
 
-    @rule(change=changes, at=st.integers(0, 9))
-    def change(self, change: ConfigChange, at: int) -> None:
+    @rule(change=changes, at=st.integers(0, 9), rounds=st.integers(0, 12))
+    def change(self, change: ConfigChange, at: int, rounds: int) -> None:
         """At a leader, if there is one; new members start with nothing."""
         group = self.group
         leaders = group.leaders()
@@ -125,6 +107,21 @@ class Membership(RuleBasedStateMachine):
                 group.add(member_id)
         with contextlib.suppress(ProposalDropped):
             leaders[at % len(leaders)].propose_change(change)
+        self.settle(rounds)
+
+    @precondition(lambda self: not self.group.leaders())
+    @rule()
+    def calm(self) -> None:
+        """Nobody leads: everybody comes back, and somebody does."""
+        self.group.heal()
+        for member_id, member in self.group.members.items():
+            if member.node is None:
+                self.group.start(member_id)
+        for _ in range(50):
+            self.tick(2)
+            self.settle(3)
+            if self.group.leaders():
+                return
 
     @rule(at=st.integers(0, 9))
     def write(self, at: int) -> None:
@@ -160,7 +157,6 @@ class Membership(RuleBasedStateMachine):
         if member.conf != before:
             known = self.chain.setdefault(member.applied, member.conf)
             assert known == member.conf, "members made different things of one entry"
-            check_overlap(before, member.conf)
 
     @rule(count=st.integers(1, 25))
     def tick(self, count: int) -> None:
@@ -225,3 +221,40 @@ def test_a_group_changes_its_members_safely() -> None:
     run_state_machine_as_test(
         Membership, settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
     )
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_long_walks(seed: int) -> None:
+    """The same rules, with changes frequent and histories deep."""
+    pick = random.Random(seed)
+    group = Membership()
+    group.start(pick.randint(1, 5), seed, pick.random() < 0.5)
+    calm = pick.choice([0.3, 0.6, 0.9])
+    for _ in range(90):
+        rounds = pick.choice([0, 1, 3, 12])
+        roll = pick.random()
+        if not group.group.leaders():
+            group.calm()
+        elif roll < 0.35:
+            count = pick.choice([0, 1, 1, 2, 3, 4])
+            steps = [(pick.choice(list(ChangeKind)), at) for at in pick.sample(IDS, count)]
+            group.change(ConfigChange(tuple(steps)), pick.randrange(9), rounds)
+        elif roll < 0.5:
+            group.write(pick.randrange(9))
+        elif roll < 0.6:
+            group.tick(pick.randint(1, 10))
+        elif pick.random() < calm:
+            group.settle(rounds)
+        elif roll < 0.7:
+            group.crash(pick.randrange(9), pick.random() < 0.3)
+        elif roll < 0.8 and group.pick(0, up=False) is not None:
+            group.restart(pick.randrange(9))
+        elif roll < 0.88:
+            group.elect(pick.randrange(9), rounds)
+        elif roll < 0.94:
+            group.isolate(pick.randrange(9))
+        else:
+            group.lose(pick.randrange(99))
+        group.neighbours_overlap()
+    group.teardown()
+    assert len(group.chain) > 2, f"seed {seed} proves little"
