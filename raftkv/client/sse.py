@@ -38,11 +38,12 @@ class EventParser:
 
     def feed(self, data: bytes) -> Iterator[ServerEvent]:
         """Add bytes and yield every event that they complete. Exhaust it before feeding more."""
+        # What was kept has no line end in it; to look again would cost the square of a long line.
+        start, look = 0, len(self._buffer)
         self._buffer += data
-        start = 0
-        while (end := self._buffer.find(b"\n", start)) >= 0:
+        while (end := self._buffer.find(b"\n", look)) >= 0:
             line = bytes(self._buffer[start:end]).removesuffix(b"\r")
-            start = end + 1
+            start = look = end + 1
             if (event := self._line(line)) is not None:
                 yield event
         del self._buffer[:start]

@@ -92,10 +92,10 @@ class ScanState:
     term: int = 0
     vote: int = 0
     commit_index: int = 0
-    unproven_offset: int = 0
-    """In the last segment: from here to `offset` no later frame proves that a sync succeeded."""
     torn: bool = False
     """Bytes that are not zero follow `offset` and have to be cleared."""
+    unproven: deque[tuple[int, int]] = field(default_factory=deque)
+    """(sequence, offset) of the last segment's frames that no later one knows to be durable."""
 
 
 def recover(disk: Disk, directory: str, names: list[str], identity: WalIdentity) -> ScanState:
@@ -172,7 +172,9 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
     unpack = FRAME.unpack_from
     offset, chain, sequence, size = HEADER_BYTES, state.chain, state.sequence, len(data)
     index = state.recovered.index
+    # A segment is synced before the next one begins.
     unproven: deque[tuple[int, int]] = deque()
+    state.unproven = unproven
     reason = "frame cut short"
     while offset + FRAME.size <= size:
         (
@@ -209,12 +211,11 @@ def _scan_segment(state: ScanState, segment: Segment, data: bytes, *, last: bool
                 _damaged(segment.path, offset, "entries longer than their frame")
             segment.live_last = index.last_index
         state.term, state.vote, state.commit_index = term, vote, commit
-        chain, sequence = crc, number
-        unproven.append((number, offset))
         while unproven and unproven[0][0] <= synced:
             unproven.popleft()
+        unproven.append((number, offset))
+        chain, sequence = crc, number
         offset += length
-    state.unproven_offset = unproven[0][1] if unproven else offset
     state.offset, state.chain, state.sequence = offset, chain, sequence
     rest = _used_after(data, offset)
     if not last or not rest:

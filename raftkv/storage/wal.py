@@ -12,6 +12,7 @@ one small sync and a rename.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ class Wal:
         self._offset = 0
         self._frames = FrameWriter(b"", 0, 0)
         self._written = (0, 0)
+        self._told = (self._hard_state, self._mark)
+        """Of the last frame that was written."""
         self._begun: list[tuple[int, int]] = []
         self._attempt_at = 0
         self._synced = 0
@@ -247,8 +250,10 @@ class Wal:
         try:
             if self._failure is None and self._frames.sequence:
                 self.sync()
-                self._append((), CLOSE, b"", None)
-                self.sync()
+                # On a full disk the end goes without proof; everything is durable all the same.
+                with contextlib.suppress(DiskFullError):
+                    self._append((), CLOSE, b"", None)
+                    self.sync()
         finally:
             self._closed = True
             with self._spare_lock:
@@ -325,16 +330,15 @@ class Wal:
         except StorageError as error:
             raise self._fail(error) from error
         self._written = (self._frames.chain, self._frames.sequence)
+        self._told = (self._hard_state, self._mark)
         self._offset += batch.size
         if batch.installed is not None:
             for older in self._segments:
                 older.live_last = 0
             self._last_index = batch.installed.index
         if batch.first_index:
-            for older in reversed(self._segments):
-                if older.live_last < batch.first_index:
-                    break
-                older.live_last = batch.first_index - 1
+            for older in self._segments:
+                older.live_last = min(older.live_last, batch.first_index - 1)
             self._segments[-1].live_last = self._last_index = batch.last_index
         batch.clear()
 
@@ -362,8 +366,10 @@ class Wal:
             sequence=self._frames.sequence,
             chain=self._frames.chain,
             salt=self._disk.random_bytes(8),
-            hard_state=self._hard_state,
-            snapshot=self._mark,
+            # Not those of the write that needs the segment: its frame may be lost when the header
+            # is not, and the header is what counts once the segments before it are gone.
+            hard_state=self._told[0],
+            snapshot=self._told[1],
         )
         page = header.pack()
         path = join(self._directory, segment_name(number))
@@ -455,18 +461,19 @@ class Wal:
             for one in recovered.segments
         ]
         self._file = self._disk.open(self._segments[-1].path, write=True)
-        # After a failed sync the kernel may hold pages that it takes for clean and never writes. So
-        # what is read back is on the disk for certain only once it is written, and synced, again.
-        unproven = self._file.read(state.unproven_offset, state.offset - state.unproven_offset)
-        if unproven:
-            self._file.write(state.unproven_offset, unproven)
         if state.torn:
             self._file.fill_zeros(state.offset, state.offset + recovered.truncated_bytes)
+        if state.unproven:
+            # If a failed sync ended the last process, the kernel still shows these bytes but holds
+            # them for clean, and would never write them (ATC 2020). Written again, they are dirty.
+            start = state.unproven[0][1]
+            self._file.write(start, self._file.read(start, state.offset - start))
         self._file.sync()
         self._disk.sync_directory(self._directory)
         self._offset = state.offset
         self._frames = FrameWriter(state.salt, state.chain, state.sequence)
         self._written = (state.chain, state.sequence)
+        self._told = (self._hard_state, self._mark)
         self._synced = state.sequence
         self._attempt_at = self._segment_bytes // 2
 

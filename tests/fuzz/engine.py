@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from raftkv.limits import MIB
-from tests.fuzz.mutate import Spoil, blind, splice
+from tests.fuzz.mutate import BYTES_MAX, Spoil, blind, splice
 
 Read = Callable[[bytes], bool | None]
 """Reads one input. False, or an error that the target names: refused."""
@@ -81,9 +81,11 @@ class Inputs:
     plan: list[tuple[int, int, int]] = field(default_factory=list)
     """(number of the first input, sample, count) of the fixed ones: prefixes, then flips."""
     fixed: int = 0
+    longest: int = 0
 
     def __post_init__(self) -> None:
         self.samples = self.target.samples()
+        self.longest = max(map(len, self.samples), default=0)
         self.fixed = len(self.samples)
         if self.target.make is not None:
             return
@@ -119,6 +121,7 @@ class Inputs:
             data = blind(rng, data)
         if target.spoils and rng.random() < 0.2:
             data = rng.choice((blind, *target.spoils))(rng, data)
+        data = data[: max(BYTES_MAX, self.longest)]
         if target.mend is not None and rng.random() < 0.6:
             data = target.mend(rng, data)
         return data

@@ -30,6 +30,7 @@ from raftkv.consensus.types import (
     SnapshotMeta,
     StorageWrite,
 )
+from tests.support.quorums import check_overlap
 
 
 @dataclass
@@ -216,7 +217,10 @@ class Group:
         member.machine.append((entry.index, entry.data))
         member.applied = entry.index
         if entry.kind is EntryKind.CONFIG:
+            before = member.conf
             member.conf = member.up.apply_change(codec.decode_change(entry.data))
+            if member.conf != before:
+                check_overlap(before, member.conf)
             self.observe(member_id)
         member.up.applied(entry.index)
         self.observe(member_id)
