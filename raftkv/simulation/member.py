@@ -114,7 +114,7 @@ class SimMember:
         self.settings = settings
         self.disk = SimDisk(random.Random(self.world.random.getrandbits(64)))
         self.tables = SimTables()
-        self.durable = DurableLog()
+        self.durable = DurableLog(self._entry_replaced)
         self.wall_wrong_ms = self.world.random.randrange(-5_000, 5_000)
         self.life = 0
         """Counts the processes of this member."""
@@ -129,6 +129,9 @@ class SimMember:
 
     def __repr__(self) -> str:
         return f"SimMember({self.name})"
+
+    def _entry_replaced(self, index: int, term: int, crc: int) -> None:
+        self.cluster.invariants.replaced(self, index, term, crc)
 
     # -- the process -----------------------------------------------------------------------------
 
