@@ -66,6 +66,8 @@ class PeerStatus:
     inflight_messages: int
     inflight_bytes: int
     recent_active: bool
+    """Heard from within the last election time-out, or the one before: right after a quorum check
+    nobody has answered yet, and yet nobody is gone."""
     pending_snapshot: int
 
 
@@ -201,7 +203,7 @@ class RaftNode:
                     paused=progress.paused,
                     inflight_messages=len(progress.inflight),
                     inflight_bytes=progress.inflight_bytes,
-                    recent_active=progress.recent_active,
+                    recent_active=progress.recent_active or progress.active_before,
                     pending_snapshot=progress.pending_snapshot,
                 )
                 for member, progress in core.progress.items()

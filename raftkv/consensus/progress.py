@@ -37,6 +37,7 @@ class Progress:
     """One member as its leader sees it. Indexes are log indexes."""
 
     __slots__ = (
+        "active_before",
         "inflight",
         "inflight_bytes",
         "match",
@@ -64,6 +65,8 @@ class Progress:
         """SNAPSHOT: the index of the snapshot under way."""
         self.recent_active = recent_active
         """Heard from since the last quorum check."""
+        self.active_before = False
+        """Heard from between the last quorum check and the one before."""
         self.sent_commit = 0
         """Greatest commit index sent."""
         self.tick_match = -1

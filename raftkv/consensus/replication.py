@@ -309,6 +309,7 @@ def _quorum_active(core: Core) -> bool:
     active = {}
     for member, progress in core.progress.items():
         active[member] = progress.recent_active or member == core.member_id
+        progress.active_before = progress.recent_active
         progress.recent_active = member == core.member_id
     return core.has_won(active) is VoteResult.WON
 

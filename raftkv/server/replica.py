@@ -162,6 +162,9 @@ class Replica:
         self._committed: deque[Entry] = deque()
         self._writes_in_flight = 0
         self._installing = 0
+        """Received snapshots on their way: being made durable, or waiting to be installed."""
+        self._images: deque[SnapshotMeta] = deque()
+        """Those that are durable; the first is being installed."""
         self._leader_seen = NO_MEMBER
         self._term_seen = 0
         self._refusing: Refused | None = None
@@ -649,16 +652,23 @@ class Replica:
 
     def _install(self, meta: SnapshotMeta) -> None:
         """A received snapshot is durable: the machine is to jump to it."""
-        if meta.index > self.machine.applied_index:
-            self._committed.clear()
-            self._around.install(meta)
-        else:
+        if meta.index <= self.machine.applied_index:
             self._installing -= 1
             self._applied_up_to(self.machine.applied_index)
+            return
+        if self._installing > len(self._images) + 1:
+            # A newer one is on its way to the disk, and consensus has forgotten this one.
+            self._installing -= 1
+            return
+        self._committed.clear()
+        self._images.append(meta)
+        if len(self._images) == 1:
+            self._around.install(meta)
 
     def installed(self, meta: SnapshotMeta) -> None:
         """What `Surroundings.install` was asked for is done; the machine stands at `meta`."""
         self._installing -= 1
+        self._images.popleft()
         check(
             self.machine.applied_index == meta.index,
             "the installed image stands at the snapshot's index",
@@ -671,6 +681,9 @@ class Replica:
         self.hub.reset_after_install()
         self._around.members_changed()
         self._applied_up_to(meta.index)
+        if self._images:
+            # It came meanwhile. The tables can hold one image that is about to be installed.
+            self._around.install(self._images[0])
         self._wake()
 
 
@@ -690,4 +703,12 @@ def _refusal(reason: str) -> Refused:
         return NoLeader("no leader is known; nothing was done, try again shortly")
     if reason == "transfer in progress":
         return NoLeader("leadership is being handed over; nothing was done, try again shortly")
+    if reason == "removed":
+        return NoLeader("the leader is leaving the cluster; nothing was done, try again shortly")
+    if reason == "no entry of this term is committed yet":
+        return NoLeader("the leader is just taking over; nothing was done, try again shortly")
+    if reason == "a membership change is pending":
+        return TooManyRequests(
+            "another membership change is under way; nothing was done, try again shortly"
+        )
     return ChangeRefused(reason)

@@ -294,6 +294,22 @@ class Peer:
         if self._link is not None:
             self._link.fail(PeerError("the peer has moved"))
 
+    def leave(self) -> None:
+        """The peer is a member no more: write what waits for it, then hang up.
+
+        The last of it may be the news that its removal is committed, without which it would go
+        on to look for a leader.
+        """
+        self._task.cancel()
+        self._dialling = False
+        link = self._link
+        if link is None or self.waiting_bytes > PEER_WRITE_BUFFER_BYTES:
+            self.close()
+            return
+        self._flush()
+        self._link = None
+        link.hang_up()
+
     def close(self) -> None:
         """Stop dialling and hang up."""
         self._task.cancel()
@@ -429,6 +445,8 @@ class Transport:
             self._ticker.cancel()
         for server in self._servers:
             server.close()
+        for peer in self.peers.values():
+            peer.close()
         self.set_peers({})
         for link in list(self._accepted):
             link.fail(PeerError("the member stops"))
@@ -456,7 +474,7 @@ class Transport:
         Connections whose peer and addresses did not change stay as they are.
         """
         for member_id in [known for known in self.peers if known not in peers]:
-            self.peers.pop(member_id).close()
+            self.peers.pop(member_id).leave()
             sending = self._sending.get(member_id)
             if sending is not None:
                 sending[2].cancel()

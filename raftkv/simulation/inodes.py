@@ -221,6 +221,8 @@ class FolderNode:
 
     def nodes(self) -> list[FileNode | FolderNode]:
         """What is in it, or would be again if a change were undone."""
+        if not self.changes:
+            return list(self.entries.values())
         found = {node.number: node for node in self.entries.values()}
         for undo in self.changes:
             found.update((node.number, node) for _, node in undo if node is not None)

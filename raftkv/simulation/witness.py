@@ -21,7 +21,7 @@ class DurableLog:
     Outlives the member's processes. Knows nothing of files: it sees writes and syncs only.
     """
 
-    __slots__ = ("base", "hard_state", "pending", "replaced", "terms")
+    __slots__ = ("base", "failed", "hard_state", "pending", "replaced", "terms")
 
     def __init__(self, replaced: Callable[[int, int, int], None]) -> None:
         """`replaced(index, term, crc)` is told of each entry that a later write took away."""
@@ -32,6 +32,8 @@ class DurableLog:
         """(term, crc of the data) of the entries from base + 1 on."""
         self.hard_state = HardState()
         self.pending: list[_Write] = []
+        self.failed: _Write | None = None
+        """A write for which there was no space; some of it, or all, may be on the disk."""
 
     @property
     def last_index(self) -> int:
@@ -57,8 +59,8 @@ class DurableLog:
         """
         hard_state, _ = log.initial_state()
         expected = [self._described(hard_state, log)]
-        for write in self.pending:
-            if expected[-1] is None:
+        for write in [*self.pending, self.failed]:
+            if write is None or expected[-1] is None:
                 break
             self._take(write)
             expected.append(self._described(hard_state, log))
@@ -69,7 +71,7 @@ class DurableLog:
                 durable=expected[0],
                 with_all_writes=expected[-1],
             )
-        self.pending = []
+        self.pending, self.failed = [], None
         self.base = log.first_index() - 1
         self.hard_state = hard_state
         indexes = range(self.base + 1, log.last_index() + 1)
@@ -117,10 +119,14 @@ class WitnessedWal(Wal):
         hard_state: HardState | None = None,
         snapshot: SnapshotMeta | None = None,
     ) -> WriteReceipt:
-        """See `Wal.write`. A write that fails may have reached the disk in part or whole."""
+        """See `Wal.write`."""
+        if self.witness is not None:
+            self.witness.failed = (tuple(entries), hard_state, snapshot)
+        receipt = super().write(entries, hard_state, snapshot)
         if self.witness is not None:
             self.witness.pending.append((tuple(entries), hard_state, snapshot))
-        return super().write(entries, hard_state, snapshot)
+            self.witness.failed = None
+        return receipt
 
     def sync(self) -> None:
         """See `Wal.sync`."""

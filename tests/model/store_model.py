@@ -6,7 +6,7 @@ import operator
 import random
 from typing import Any, NamedTuple
 
-from raftkv.errors import KeyNotFound, LeaseNotFound, Refused
+from raftkv.errors import Compacted, FutureRevision, KeyNotFound, LeaseNotFound, Refused
 from raftkv.machine import commands as c
 
 KEYS = [b"a", b"aa", b"ab", b"b", b"b\0", b"c" * 200, b"\xff", b"\xff\xff"]
@@ -75,10 +75,12 @@ class Model:
                 changes.extend((key, None) for key in doomed)
                 answers.append(("delete", rows))
             elif kind == "range":
-                _, start, end, limit = operation
-                keys = self.inside(state, start, end)
+                _, start, end, limit, revision = operation
+                # At a revision it sees nothing of what its own transaction has written.
+                seen = self.states[revision] if revision > 0 else state
+                keys = self.inside(seen, start, end)
                 shown = keys[:limit] if limit else keys
-                rows = [(key, state[key]) for key in shown]
+                rows = [(key, seen[key]) for key in shown]
                 answers.append(("range", rows, len(keys), len(shown) < len(keys)))
             else:
                 chosen, succeeded = self.choose(operation)
@@ -101,19 +103,27 @@ class Model:
         return all(RELATIONS[relation](getattr(row, which), to) for row in rows)
 
     def refusal(self, operations: list[Any]) -> type[Refused] | None:
-        """What refuses the chosen operations."""
+        """What refuses the chosen operations: the first thing that is wrong."""
+        return next(iter(self.refusals(operations)), None)
+
+    def refusals(self, operations: list[Any]) -> list[type[Refused]]:
+        """Everything that is wrong with the chosen operations, in their order."""
+        found: list[type[Refused]] = []
         for operation in operations:
             if operation[0] == "put":
                 _, key, _, lease, same_value, same_lease = operation
                 if lease and lease not in self.leases:
-                    return LeaseNotFound
+                    found.append(LeaseNotFound)
                 if (same_value or same_lease) and key not in self.now:
-                    return KeyNotFound
+                    found.append(KeyNotFound)
+            elif operation[0] == "range":
+                if operation[4] > self.revision:
+                    found.append(FutureRevision)
+                if 0 < operation[4] < self.compact:
+                    found.append(Compacted)
             elif operation[0] == "txn":
-                refused = self.refusal(self.choose(operation)[0])
-                if refused:
-                    return refused
-        return None
+                found += self.refusals(self.choose(operation)[0])
+        return found
 
     def end_lease(self, lease: int) -> int:
         del self.leases[lease]
@@ -162,7 +172,8 @@ def to_op(operation: Any) -> c.Operation:
     if kind == "delete":
         return c.delete_op(operation[1], operation[2], prev=True)
     if kind == "range":
-        return c.range_op(operation[1], operation[2], limit=operation[3])
+        _, start, end, limit, revision = operation
+        return c.range_op(start, end, limit=limit, revision=revision)
     return c.txn_op(
         [c.compare(target, how, key, to, end) for target, how, key, end, to in operation[1]],
         [to_op(inner) for inner in operation[2]],
@@ -214,7 +225,8 @@ class Generator:
         if roll < 0.7:
             return ("delete", *self.interval())
         if roll < 0.85 or not depth:
-            return ("range", *self.interval(), self.random.randint(0, 3))
+            revision = max(self.number(), 0) if self.random.random() < 0.3 else 0
+            return ("range", *self.interval(), self.random.randint(0, 3), revision)
         return self.transaction(depth - 1)
 
     def transaction(self, depth: int = 2) -> Any:

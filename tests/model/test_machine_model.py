@@ -47,7 +47,10 @@ puts = st.one_of(
     st.tuples(st.just("put"), keys, st.just(b""), st.just(0), st.booleans(), st.booleans()),
 )
 deletes = intervals.map(lambda pair: ("delete", *pair))
-ranges = st.tuples(intervals, st.integers(0, 3)).map(lambda t: ("range", *t[0], t[1]))
+revisions = st.one_of(st.just(0), st.just(0), st.integers(0, 6))
+ranges = st.tuples(intervals, st.integers(0, 3), revisions).map(
+    lambda t: ("range", *t[0], t[1], t[2])
+)
 numbers = st.integers(0, 6)
 compares = st.one_of(
     st.tuples(

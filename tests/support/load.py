@@ -29,6 +29,8 @@ class Writers:
         self.acknowledged: dict[str, tuple[str, int]] = {}
         self.times: list[float] = []
         """When each acknowledgement came, `time.monotonic`."""
+        self._begun: list[float] = []
+        """When each of these writes began."""
 
     async def __aenter__(self) -> Writers:
         self._tasks = [asyncio.create_task(self._write(n)) for n in range(self._count)]
@@ -49,7 +51,8 @@ class Writers:
             await self._put(key, f"{self._run}-{number}-{serial}", attempt=number)
 
     async def _put(self, key: str, value: str, attempt: int) -> None:
-        deadline = time.monotonic() + 30
+        began = time.monotonic()
+        deadline = began + 30
         for turn in itertools.count(attempt):
             members = [
                 member
@@ -71,6 +74,7 @@ class Writers:
             if code == 200:
                 self.acknowledged[key] = (value, body["mod_revision"])
                 self.times.append(time.monotonic())
+                self._begun.append(began)
                 return
             assert code in (0, 429, 503, 504), (code, body)
             assert time.monotonic() < deadline, f"no write of {key} in 30 s: {code} {body}"
@@ -78,11 +82,15 @@ class Writers:
 
     async def resumed(self, after: float, seconds: float = 10.0) -> float:
         """Seconds from `after` to the first acknowledgement of a write begun later on."""
-        start = len(self.times)
-        while not self.times[start:] or self.times[-1] <= after:
+        at = len(self.times)
+        while True:
+            for began, ended in zip(self._begun[at:], self.times[at:], strict=True):
+                # One that began before may have been agreed on before, and only told later.
+                if began > after:
+                    return ended - after
+            at = len(self.times)
             assert time.monotonic() - after < seconds, "writes do not go on"
             await asyncio.sleep(0.005)
-        return next(at for at in self.times[start:] if at > after) - after
 
     async def check(self) -> None:
         """Every acknowledged write is there on every member, by a local read."""

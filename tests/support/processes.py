@@ -199,13 +199,13 @@ class Cluster:
             return answer.status, decoded, dict(answer.headers)
 
     async def insist(self, member: Member, method: str, path: str, **kwargs: Any) -> Any:
-        """A request that is repeated while it is definitely refused for want of a leader."""
+        """A request that is repeated while it is refused for a reason that passes."""
         deadline = time.monotonic() + 10
         while True:
             code, body, _ = await self.call(member, method, path, **kwargs)
             if code in (200, 201):
                 return body
-            assert code == 503 and time.monotonic() < deadline, (code, body)
+            assert code in (429, 503) and time.monotonic() < deadline, (code, body)
             await asyncio.sleep(0.05)
 
     async def ready(self, member: Member, seconds: float = READY_SECONDS) -> None:

@@ -20,13 +20,14 @@ from raftkv.errors import (
     PeerError,
     Stopping,
     TooLarge,
+    TooManyRequests,
 )
 from raftkv.limits import BATCH_BYTES_MAX
 from raftkv.machine import commands
 from raftkv.machine.results import LeaseResult, MemberResult, PutResult
 from raftkv.server.shell_frames import ShellFrame
 from raftkv.server.store import KeepAliveResult, LeaseTime
-from tests.support.rig import Rig, Site
+from tests.support.rig import TICK_MS, Rig, Site
 
 MakeRig = Callable[[int], Rig]
 
@@ -257,6 +258,40 @@ def test_membership_changes_through_a_follower(make_rig: MakeRig) -> None:
     rig.settle()
     rig.pass_time(200)
     assert isinstance(told[0], MemberResult) and removed.gone
+
+
+def test_a_change_while_another_is_under_way_may_be_tried_again(make_rig: MakeRig) -> None:
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    told: list[Any] = []
+    for member_id in (8, 9):
+        change = ConfigChange(((ChangeKind.ADD_LEARNER, member_id),))
+        attributes = [member_id, f"n{member_id}", [f"http://m{member_id}:1"], [], True]
+        leader.replica.change_members(change, attributes, told.append)
+    rig.settle()
+    refusal, done = sorted(told, key=lambda each: isinstance(each, MemberResult))
+    assert isinstance(refusal, TooManyRequests) and isinstance(done, MemberResult)
+
+
+def test_a_live_member_counts_as_reachable_at_any_moment(make_rig: MakeRig) -> None:
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    dead = follower_of(rig)
+
+    def reachable(member_id: int) -> bool:
+        return leader.replica.node.status().peers[member_id].recent_active
+
+    for _ in range(30):
+        rig.now_ms += TICK_MS
+        leader.replica.tick(rig.now_ms)
+        # No answer to this tick's heartbeats is there yet.
+        assert all(reachable(peer) for peer in rig.founders if peer != leader.member_id)
+        rig.settle()
+    rig.isolated.add(dead.member_id)
+    rig.pass_time(30 * TICK_MS)
+    assert leader is rig.leader() and not reachable(dead.member_id)
 
 
 def test_a_member_whose_state_differs_stops_serving(make_rig: MakeRig) -> None:

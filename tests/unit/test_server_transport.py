@@ -189,6 +189,15 @@ async def test_addresses_may_change_and_any_that_works_is_used(start: Start) -> 
     assert two.got == [] and one.transport.peers == {}
 
 
+async def test_a_peer_that_is_removed_is_told_what_waited_for_it(start: Start) -> None:
+    one, two = await start(1), await start(2)
+    await connect(one, two)
+    one.transport.send(2, [one.beat(2, 7)])
+    one.transport.set_peers({})
+    await until(lambda: not two.transport._accepted)
+    assert two.indexes == [7]
+
+
 async def test_the_round_trip_is_measured(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "PEER_PING_SECONDS", 0.02)
     one, two = await start(1), await start(2)

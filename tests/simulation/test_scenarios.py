@@ -1,0 +1,35 @@
+"""Situations that seeds have found, made likely: each failed before what it found was mended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raftkv.machine import commands
+from raftkv.simulation import MemberSettings, SimCluster, World
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_snapshots_that_overtake_each_other_on_a_slow_disk(seed: int) -> None:
+    """The second image was staged over the first, which was then found at the wrong index."""
+    settings = MemberSettings(
+        snapshot_log_bytes=500, snapshot_catchup_entries=0, snapshot_chunk_bytes=64 * 1024
+    )
+    world = World(seed)
+    cluster = SimCluster(world, 3, settings=lambda member_id: settings)
+    cluster.start()
+    leader = cluster.wait_for_leader()
+    slow = next(one for one in cluster.members.values() if one is not leader)
+    slow.settings = replace(settings, slow_sync=0.5, slow_sync_us_max=500_000)
+    for number in range(400):
+        if number % 10 == 0:
+            cluster.network.cut(leader.member_id, slow.member_id)
+        if number % 10 == 3:
+            cluster.network.mend(leader.member_id, slow.member_id)
+        leader.propose(commands.put(b"k%d" % (number % 7), bytes(200)), lambda answer: None)
+        world.run(0.03)
+    cluster.network.heal()
+    world.run(20)
+    assert slow.machine.state_hash == leader.machine.state_hash
+    assert slow.replica.stats.snapshots_installed
