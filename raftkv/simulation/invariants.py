@@ -98,6 +98,16 @@ class Invariants:
                     durable=durable.last_index,
                 )
 
+    def replaced(self, member: SimMember, index: int, term: int, crc: int) -> None:
+        """An entry went from the log on a disk. What is committed stays wherever it is."""
+        if self.committed.get(index) == (term, crc):
+            violated(
+                "a committed entry was taken from a disk",
+                member=member.name,
+                index=index,
+                term=term,
+            )
+
     def check(self, member: SimMember) -> None:
         """After a step of `member`."""
         self.checks += 1

@@ -114,7 +114,7 @@ class SimMember:
         self.settings = settings
         self.disk = SimDisk(random.Random(self.world.random.getrandbits(64)))
         self.tables = SimTables()
-        self.durable = DurableLog()
+        self.durable = DurableLog(self._entry_replaced)
         self.wall_wrong_ms = self.world.random.randrange(-5_000, 5_000)
         self.life = 0
         """Counts the processes of this member."""
@@ -123,12 +123,16 @@ class SimMember:
         """Removed from the cluster; its process has ended for good."""
         self.failed_start: RaftkvError | None = None
         self.paused_until_us = 0
+        self._deaf = False
         self._founding = replace(founding, member_id=member_id)
         self._founder = founder
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def __repr__(self) -> str:
         return f"SimMember({self.name})"
+
+    def _entry_replaced(self, index: int, term: int, crc: int) -> None:
+        self.cluster.invariants.replaced(self, index, term, crc)
 
     # -- the process -----------------------------------------------------------------------------
 
@@ -268,9 +272,11 @@ class SimMember:
         self._end()
 
     def pause(self, microseconds: int) -> None:
-        """Let the process stand still, as by SIGSTOP."""
+        """Let the process stand still, as by SIGSTOP. At times what peers send it is lost, so that
+        it goes on with what it knew, although it serves requests that came meanwhile."""
         if not self.up or self.paused_until_us > self.world.now_us:
             return
+        self._deaf = self.world.chance(0.5)
         self.paused_until_us = self.world.now_us + microseconds
         self.world.at(self.paused_until_us, self._resumed, self.life)
 
@@ -464,6 +470,8 @@ class SimMember:
 
     def arrive(self, source: int, method: str, items: tuple[Any, ...]) -> None:
         """Something from a peer, off the network."""
+        if self._deaf and self.paused_until_us > self.world.now_us:
+            return
         self.deliver(getattr(self, method), source, *items)
 
     def _unreachable(self, peer: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import google_crc32c
 
@@ -20,9 +21,11 @@ class DurableLog:
     Outlives the member's processes. Knows nothing of files: it sees writes and syncs only.
     """
 
-    __slots__ = ("base", "failed", "hard_state", "pending", "terms")
+    __slots__ = ("base", "failed", "hard_state", "pending", "replaced", "terms")
 
-    def __init__(self) -> None:
+    def __init__(self, replaced: Callable[[int, int, int], None]) -> None:
+        """`replaced(index, term, crc)` is told of each entry that a later write took away."""
+        self.replaced = replaced
         self.base = 0
         """Index before the first known entry."""
         self.terms: list[tuple[int, int]] = []
@@ -95,8 +98,14 @@ class DurableLog:
         if snapshot is not None:
             self.base, self.terms = snapshot.index, []
         if entries:
-            del self.terms[max(0, entries[0].index - self.base - 1) :]
-            self.terms += [(entry.term, google_crc32c.value(entry.data)) for entry in entries]
+            place = max(0, entries[0].index - self.base - 1)
+            before = self.terms[place:]
+            self.terms[place:] = [
+                (entry.term, google_crc32c.value(entry.data)) for entry in entries
+            ]
+            for offset, (old, new) in enumerate(zip_longest(before, self.terms[place:])):
+                if old is not None and old != new:
+                    self.replaced(self.base + 1 + place + offset, *old)
 
 
 class WitnessedWal(Wal):
