@@ -61,6 +61,10 @@ class World:
             callback(*arguments)
         self.now_us = time_us
 
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.random.random() < probability
+
     def below(self, bound: int) -> int:
         """A random integer of [0, bound); faster than `random.randrange`."""
         return int(self.random.random() * bound)
