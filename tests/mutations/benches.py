@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
+from tests.model.test_watch_model import test_watch_properties as watch_properties
 from tests.mutations.catalogue import Bench
+from tests.simulation.profile import draw
 from tests.simulation.run import run_seed
+from tests.simulation.workload import Mix
 from tests.unit.test_consensus_random import Walk
-from tests.unit.test_server_watch_oracle import test_watch_properties as watch_properties
 
 CPU_SECONDS_MAX = 120
 """A seed that computes for this long hangs, and so is caught, too."""
@@ -24,10 +27,22 @@ def _group(seed: int) -> None:
     Walk(seed).run()
 
 
+def _reads(seed: int) -> None:
+    profile = replace(
+        draw(seed),
+        faults=("clog", "leader isolated", "one-way cut", "partition", "pause", "transfer"),
+        fault_interval_us=700_000,
+        fault_seconds=40,
+        mix=Mix(clients=6, keys=1, think_us=30_000, watchers=0),
+    )
+    run_seed(seed, profile=profile)
+
+
 RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.GROUP: _group,
     Bench.WATCHES: watch_properties,
     Bench.SIMULATION: run_seed,
+    Bench.READS: _reads,
 }
 """Each takes a seed and raises when anything is not as promised."""
 

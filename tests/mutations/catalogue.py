@@ -23,6 +23,8 @@ class Bench(Enum):
     """The watch oracle: hub and machine alone."""
     SIMULATION = "simulation"
     """Whole members on simulated disks, network and clocks."""
+    READS = "reads"
+    """The same, with nothing but one much used key and leaders that lose touch."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Mutation:
     """A scripted test that fails because of it."""
 
 
-_G, _W, _S = Bench.GROUP, Bench.WATCHES, Bench.SIMULATION
+_G, _W, _S, _R = Bench.GROUP, Bench.WATCHES, Bench.SIMULATION, Bench.READS
 _CORE = "raftkv.consensus.core:Core"
 _LOG = "raftkv.consensus.log:RaftLog"
 _REPLICA = "raftkv.server.replica:Replica"
@@ -73,7 +75,7 @@ _ALL = (
         "committed (RedisRaft#19, etcd#3879).",
         (Edit("raftkv.consensus.reads:flush",
               "if not core.committed_in_term:", "if False:"),),
-        (_G, _S), 50,
+        (_G, _R, _S), 50,
         "tests/paper/test_paper_reads.py::test_read_only_for_new_leader",
     ),
     Mutation(
@@ -81,7 +83,7 @@ _ALL = (
         "A leader answers reads without asking whether it still leads (etcd#741).",
         (Edit("raftkv.consensus.reads:_release",
               "core.has_won(round_.acks) is VoteResult.WON", "round_.acks"),),
-        (_G, _S), 50,
+        (_G, _R, _S), 50,
         "tests/paper/test_paper_reads.py::test_waiting_reads_share_one_round",
     ),
     Mutation(
@@ -90,7 +92,7 @@ _ALL = (
         "reads that came later: a late answer confirms them (etcd#20418).",
         (Edit("raftkv.consensus.reads:_begin",
               "reads.last_number += 1", "reads.last_number += not reads.rounds"),),
-        (_G, _S), 200,
+        (_G, _R, _S), 200,
         "tests/paper/test_paper_reads.py::test_a_lost_round_is_asked_again_under_a_new_id",
     ),
     Mutation(
@@ -99,7 +101,7 @@ _ALL = (
         (Edit("raftkv.server.read_queue:ReadQueue.expire",
               "del self._rounds[context]",
               'del self._rounds[context]; self._next = int.from_bytes(context[8:], "big")'),),
-        (_S,), 200,
+        (_R, _S), 200,
         "tests/unit/test_server_read_queue.py::test_an_unanswered_round_begins_again_under_a_new_id",
     ),
     # ---- membership --------------------------------------------------------------------------
