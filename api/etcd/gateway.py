@@ -211,12 +211,12 @@ class _JsonCall:
 
     @property
     def ended(self) -> bool:
-        """See `Caller`."""
+        """See `AnyCall`."""
         return self._x.ended
 
     @property
     def on_cancel(self) -> Callable[[], None] | None:
-        """See `Caller`."""
+        """See `AnyCall`."""
         return self._x.on_lost
 
     @on_cancel.setter
@@ -244,7 +244,7 @@ class JsonUnary(_JsonCall):
             self._x.send(self._json(message), JSON)
 
     def fail(self, code: int, text: str = "") -> None:
-        """See `Caller`."""
+        """See `AnyCall`."""
         _fail(self._x, code, text)
 
 
@@ -292,7 +292,7 @@ class JsonStream(_JsonCall):
             self._x.end_stream()
 
     def fail(self, code: int, text: str = "") -> None:
-        """See `Caller`."""
+        """See `AnyCall`."""
         x = self._x
         if x.ended:
             return

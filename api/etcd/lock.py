@@ -14,6 +14,7 @@ from raftkv.machine.commands import delete, put_op, range_op
 
 if TYPE_CHECKING:
     from raftkv.machine.results import DeleteResult
+    from raftkv.server.store import Store
 
 
 class LockService(Service):
@@ -24,9 +25,11 @@ class LockService(Service):
         rpcs.add("/v3lockpb.Lock/Lock", ETCD.message("v3lockpb.LockRequest"), self.lock)
         rpcs.add("/v3lockpb.Lock/Unlock", ETCD.message("v3lockpb.UnlockRequest"), self.unlock)
 
-    def lock(self, call: Unary, request: Any) -> None:
+    def lock(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LockResponse once the lock is held."""
-        self.rpcs.run(call, self._lock(call, Ownership(self.rpcs, request.name), request.lease))
+        self.rpcs.run(
+            call, self._lock(call, Ownership(self.rpcs, caller, request.name), request.lease)
+        )
 
     async def _lock(self, call: Unary, ownership: Ownership, lease: int) -> None:
         lease = await ownership.session(lease)
@@ -45,9 +48,9 @@ class LockService(Service):
                 raise answers.SESSION_EXPIRED.fault()
         call.reply(self.headers.now() + field(2, key))
 
-    def unlock(self, call: Unary, request: Any) -> None:
+    def unlock(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer UnlockResponse."""
-        self.store.propose(delete(request.key), partial(self._unlocked, call))
+        caller.propose(delete(request.key), partial(self._unlocked, call))
 
     @answering
     def _unlocked(self, call: Unary, result: DeleteResult) -> None:

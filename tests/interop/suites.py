@@ -116,8 +116,8 @@ SUITES: Final = [
     ),
     Suite(
         "tooz",
-        ("tooz[etcd3gw,ipc,memcached]==9.1.0", "ddt==1.7.2", "fixtures==4.3.2", "testtools==2.9.1",
-         "pytest==8.3.5", "pytest-timeout==2.3.1"),
+        ("tooz[etcd3gw,ipc,memcached,redis]==9.1.0", "ddt==1.7.2", "fixtures==4.3.2",
+         "testtools==2.9.1", "pytest==8.3.5", "pytest-timeout==2.3.1"),
         lambda python: sources("tooz==9.1.0") / "tooz" / "tests",
         lambda port: {"TOOZ_TEST_URL": f"etcd3+http://127.0.0.1:{port}?api_version=v3"},
         options=("--ignore-glob=*drivers*", "--ignore-glob=*kubernetes*"),
