@@ -56,15 +56,19 @@ NOT_BBOLT: Final = (
 ETCETRA_CONFTEST: Final = """
 import os
 
-import pytest
+import pytest_asyncio
 from etcetra import EtcdClient
 from etcetra.types import HostPortPair
 
 
-@pytest.fixture
-def etcd():
+@pytest_asyncio.fixture
+async def etcd():
     host, port = os.environ["BACKEND_ETCD_ADDR"].split(":")
-    return EtcdClient(HostPortPair(host, int(port)))
+    client = EtcdClient(HostPortPair(host, int(port)))
+    async with client.connect() as communicator:
+        for prefix in ("/test", "/tmp"):
+            await communicator.delete_prefix(prefix)
+    return client
 """
 
 PYTHON_ETCD3_CONFTEST: Final = """
