@@ -112,6 +112,8 @@ class ClusterService(Service):
 
     def update(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer MemberUpdateResponse, once the change is applied here."""
+        if request.ID not in {member.member_id for member in self.store.members()}:
+            raise answers.MEMBER_NOT_FOUND.fault()
         command = member_update(request.ID, peer_urls=checked_urls(request.peerURLs))
         caller.propose(command, partial(self._updated, call))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import ETCD
-from raftkv.api.etcd.ownership import Ownership
+from raftkv.api.etcd.ownership import Ownership, plainly
 from raftkv.api.etcd.rpc import Outlet, Rpcs, Service, Streaming, Unary
 from raftkv.api.etcd.wire import field, number_field
 from raftkv.machine.commands import (
@@ -49,7 +49,7 @@ class ElectionService(Service):
 
     def campaign(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer CampaignResponse once the election is won."""
-        self.rpcs.run(call, self._campaign(caller, call, request))
+        self.rpcs.run(call, plainly(self._campaign(caller, call, request)))
 
     async def _campaign(self, caller: Store, call: Unary, request: Any) -> None:
         ownership = Ownership(self.rpcs, caller, request.name)
@@ -68,7 +68,7 @@ class ElectionService(Service):
             (field(1, request.name), field(2, key), number_field(3, created),
              number_field(4, lease))
         )  # fmt: skip
-        call.reply(self.headers.now() + field(2, leader))
+        call.reply(self.headers.at(result.revision) + field(2, leader))
 
     async def _proclaim(self, ownership: Ownership, key: bytes, created: int, value: bytes) -> None:
         leads = compare(CompareTarget.CREATE, Relation.EQUAL, key, created)
@@ -80,7 +80,7 @@ class ElectionService(Service):
     def proclaim(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer ProclaimResponse; refused unless the election is still won."""
         leader = self._leader_of(request)
-        self.rpcs.run(call, self._proclaimed(caller, call, leader, request.value))
+        self.rpcs.run(call, plainly(self._proclaimed(caller, call, leader, request.value)))
 
     async def _proclaimed(self, caller: Store, call: Unary, leader: Any, value: bytes) -> None:
         ownership = Ownership(self.rpcs, caller, leader.name)
@@ -95,7 +95,8 @@ class ElectionService(Service):
 
     def leader(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LeaderResponse."""
-        self.rpcs.run(call, self._leader(call, Ownership(self.rpcs, caller, request.name)))
+        ownership = Ownership(self.rpcs, caller, request.name)
+        self.rpcs.run(call, plainly(self._leader(call, ownership)))
 
     async def _leader(self, call: Unary, ownership: Ownership) -> None:
         owner = await ownership.owner()
@@ -106,7 +107,7 @@ class ElectionService(Service):
     def resign(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer ResignResponse, whether or not the election was still won."""
         leader = self._leader_of(request)
-        self.rpcs.run(call, self._resign(caller, call, leader))
+        self.rpcs.run(call, plainly(self._resign(caller, call, leader)))
 
     async def _resign(self, caller: Store, call: Unary, leader: Any) -> None:
         ownership = Ownership(self.rpcs, caller, leader.name)
@@ -115,7 +116,8 @@ class ElectionService(Service):
 
     def observe(self, caller: Store, call: Streaming, request: Any) -> None:
         """Answer a LeaderResponse for each leader and each value proclaimed, until cancelled."""
-        self.rpcs.run(call, self._observe(call, Ownership(self.rpcs, caller, request.name)))
+        ownership = Ownership(self.rpcs, caller, request.name)
+        self.rpcs.run(call, plainly(self._observe(call, ownership)))
 
     async def _observe(self, call: Streaming, ownership: Ownership) -> None:
         outlet = Outlet(call)

@@ -78,7 +78,7 @@ class MaintenanceService(Service):
     def alarm(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer AlarmResponse: the alarms asked for, or the one that changed."""
         kind = request.alarm
-        if request.action == _GET or not kind:
+        if request.action not in (_ACTIVATE, _DEACTIVATE) or not kind:
             on = self.store.machine.alarms if request.action == _GET else frozenset()
             self._alarms(call, [each for each in sorted(on) if kind in (0, each[0])])
             return
@@ -175,6 +175,8 @@ class MaintenanceService(Service):
         """Refuse: there is no older version that could read this one's data."""
         if request.action == _CANCEL:
             raise answers.NO_DOWNGRADE.fault()
+        if request.action > _CANCEL:
+            raise answers.UNKNOWN_METHOD.fault()
         if _VERSION.fullmatch(request.version) is None:
             raise answers.DOWNGRADE_FORMAT.fault()
         caller.read_index(partial(self._downgrade, call, request.version))

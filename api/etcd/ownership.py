@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from raftkv.api.etcd import answers
 from raftkv.api.etcd.rpc import Rpcs
+from raftkv.api.grpc.messages import CallFault
+from raftkv.api.grpc.status import Status
 from raftkv.api.http.handling import prefix_end
 from raftkv.api.http.leases import fresh_lease
-from raftkv.errors import Compacted, RaftkvError
+from raftkv.errors import Compacted, OutcomeUnknown, RaftkvError, Refused
 from raftkv.machine.commands import (
     CompareTarget,
     Operation,
@@ -137,6 +141,17 @@ class Ownership:
         if key is None:
             return Events(self._caller, self.prefix, self._end, from_revision, deletes=False)
         return Events(self._caller, key, None, from_revision)
+
+
+async def plainly(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`; what the store refuses keeps its text but not its code.
+
+    In etcd these services stand on its own client, whose errors lose their code on the way out.
+    """
+    try:
+        await work
+    except (Refused, OutcomeUnknown) as error:
+        raise CallFault(Status.UNKNOWN, answers.row_of(error).text) from error
 
 
 class Events:

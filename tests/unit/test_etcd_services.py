@@ -176,8 +176,9 @@ async def test_who_gives_up_waiting_leaves_the_queue(client: EtcdClient) -> None
     while (await client.Range(key=b"l/", range_end=b"l0")).count > 1:
         await asyncio.sleep(0.01)
     assert (await client.refused("Lock", name=b"l", lease=77)) == (
-        "NOT_FOUND", "etcdserver: requested lease not found",
+        "UNKNOWN", "etcdserver: requested lease not found",
     )  # fmt: skip
+    assert (await client.refused("Unlock")) == ("UNKNOWN", "etcdserver: key is not provided")
 
 
 async def test_a_lock_whose_lease_ends_while_it_waits(client: EtcdClient) -> None:
