@@ -68,10 +68,12 @@ async def etcd_served() -> AsyncIterator[EtcdClient]:
     """A client of a fresh store."""
     store = LocalStore(member_id=7, cluster_id=9)
     listener = await start_http(store, "127.0.0.1", 0)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
-        yield EtcdClient(channel, store, listener)
-    await listener.close(1.0)
-    store.close()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
+            yield EtcdClient(channel, store, listener)
+    finally:
+        await listener.close(1.0)
+        store.close()
 
 
 def shown(message: Any) -> Any:
