@@ -24,13 +24,11 @@ METHODS: dict[str, tuple[str, Any]] = {
 """By the method's own name, which no two services share."""
 
 
-class EtcdClient:
+class EtcdCalls:
     """Calls by the method's name and keyword arguments: ``await client.Put(key=b"a")``."""
 
-    def __init__(self, channel: grpc.aio.Channel, store: LocalStore, listener: Listener) -> None:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self.store = store
-        self.listener = listener
 
     def method(self, name: str) -> tuple[Any, Any]:
         """(grpcio's callable, class of the request)."""
@@ -61,6 +59,15 @@ class EtcdClient:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await getattr(self, name)(**fields)
         return caught.value.code().name, caught.value.details() or ""
+
+
+class EtcdClient(EtcdCalls):
+    """The same, with the store that it talks to."""
+
+    def __init__(self, channel: grpc.aio.Channel, store: LocalStore, listener: Listener) -> None:
+        super().__init__(channel)
+        self.store = store
+        self.listener = listener
 
 
 @asynccontextmanager
