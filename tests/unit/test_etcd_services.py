@@ -11,7 +11,9 @@ import grpc.aio
 import pytest
 
 from raftkv.api.etcd.messages import ETCD
+from raftkv.errors import ChangeRefused
 from raftkv.machine.commands import alarm
+from raftkv.server.store import MemberInfo
 from tests.unit.etcd_support import EtcdClient, etcd_served, shown
 
 
@@ -258,3 +260,73 @@ async def test_learners_serve_little(client: EtcdClient) -> None:
     assert await client.refused("Range", key=b"k") == refused
     assert (await client.Range(key=b"k", serializable=True)).count == 0
     assert (await client.Status()).version == "3.7.0"
+
+
+async def test_membership_changes_are_told(client: EtcdClient) -> None:
+    store = client.store
+    voter = MemberInfo(7, "local", (), (), False, True)
+    added = MemberInfo(8, "", ("http://a:1",), (), True, False)
+    members = [voter]
+    store.members = lambda: members  # type: ignore[method-assign]
+
+    async def add(name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+        assert (name, peer_urls, learner) == ("", ("http://a:1",), True)
+        members.append(added)
+        return added
+
+    async def remove(member_id: int) -> None:
+        members.pop()
+
+    async def promote(member_id: int) -> None:
+        if len(members) == 2:
+            raise ChangeRefused("it lags")
+
+    store.add_member, store.remove_member = add, remove  # type: ignore[method-assign]
+    store.promote_member = promote  # type: ignore[method-assign]
+    answer = await client.MemberAdd(peerURLs=["http://a:1"], isLearner=True)
+    assert (answer.member.ID, answer.member.isLearner, len(answer.members)) == (8, True, 2)
+    assert answer.header.revision == 0
+    assert (await client.refused("MemberPromote", ID=8))[1] == (
+        "etcdserver: can only promote a learner member which is in sync with leader"
+    )
+    assert len((await client.MemberRemove(ID=8)).members) == 1
+    members += [added, added]
+    assert len((await client.MemberPromote(ID=8)).members) == 3
+
+
+async def test_a_store_that_stops_says_so(client: EtcdClient) -> None:
+    await client.LeaseGrant(ID=5, TTL=100)
+    client.store._closed = True
+    stopped = ("UNAVAILABLE", "etcdserver: server stopped")
+    assert await client.refused("Put", key=b"k") == stopped
+    assert await client.refused("Range", key=b"k") == stopped
+    method, request = client.method("LeaseKeepAlive")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in method(iter([request(ID=5)])):
+            pass
+    assert (caught.value.code().name, caught.value.details()) == stopped
+    client.store._closed = False
+
+
+async def test_a_range_stream_that_cannot_be(client: EtcdClient) -> None:
+    for fields, code in [
+        ({}, "INVALID_ARGUMENT"),
+        ({"key": b"k", "sort_order": 1}, "UNIMPLEMENTED"),
+        ({"key": b"k", "min_mod_revision": 1}, "UNIMPLEMENTED"),
+        ({"key": b"k", "revision": 99}, "OUT_OF_RANGE"),
+    ]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in client.RangeStream(**fields):
+                pass
+        assert caught.value.code().name == code, fields
+    await client.Put(key=b"k", value=b"1")
+    parts = [part async for part in client.RangeStream(key=b"k", serializable=True)]
+    assert [len(part.range_response.kvs) for part in parts] == [1, 0]
+
+
+async def test_a_bug_in_a_handler_is_reported_and_the_call_answered(client: EtcdClient) -> None:
+    reported: list[Any] = []
+    client.store._loop.set_exception_handler(lambda loop, context: reported.append(context))
+    client.store.status = lambda: {}  # type: ignore[method-assign]
+    assert await client.refused("Status") == ("INTERNAL", "internal error")
+    assert isinstance(reported[0]["exception"], KeyError)
