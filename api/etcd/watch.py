@@ -88,8 +88,7 @@ class WatchStream:
         except Refused as refusal:
             # The stream goes on.
             code, text = answers.row_of(refusal)
-            name = code.name.title().replace("_", "")
-            self._not_created(f"rpc error: code = {name} desc = {text}")
+            self._not_created(f"rpc error: code = {code.label} desc = {text}")
 
     def _create_as(self, caller: Store, start: bytes, end: bytes | None, request: Any) -> None:
         if request.start_revision < 0:

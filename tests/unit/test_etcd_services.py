@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import grpc.aio
 import pytest
 
@@ -330,3 +331,32 @@ async def test_a_bug_in_a_handler_is_reported_and_the_call_answered(client: Etcd
     client.store.status = lambda: {}  # type: ignore[method-assign]
     assert await client.refused("Status") == ("INTERNAL", "internal error")
     assert isinstance(reported[0]["exception"], KeyError)
+
+
+async def test_metrics_tell_what_became_of_the_calls(client: EtcdClient) -> None:
+    await client.Put(key=b"k")
+    await client.Put(key=b"k")
+    await client.refused("Put")
+    method, request = client.method("Watch")
+    stream = method()
+    await stream.write(request(create_request={"key": b"k"}))
+    await stream.read()
+    stream.cancel()
+    while len(client.store.hub):
+        await asyncio.sleep(0.01)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{client.listener.port}/metrics") as answer,
+    ):
+        page = await answer.text()
+    kv = 'grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"'
+    watch = 'grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"'
+    for line in (
+        f"grpc_server_started_total{{{kv}}} 3.0",
+        f'grpc_server_handled_total{{grpc_code="OK",{kv}}} 2.0',
+        f'grpc_server_handled_total{{grpc_code="InvalidArgument",{kv}}} 1.0',
+        f'grpc_server_handled_total{{grpc_code="Canceled",{watch}}} 1.0',
+        "etcd_server_proposals_committed_total 2.0",
+        "raftkv_grpc_connections 1.0",
+    ):
+        assert line in page.splitlines(), line
