@@ -94,3 +94,32 @@ async def test_a_snapshot_is_a_file_that_can_be_restored(
     assert len(whole) % 512 == 32
     (tmp_path / "snapshot").write_bytes(whole)
     assert snapshot_status(tmp_path / "snapshot")["keys"] == 1
+
+
+async def test_a_member_added_by_an_etcd_client_joins(tmp_path: Path) -> None:
+    async with running(tmp_path, 1) as cluster:
+        url = cluster.urls[0].removeprefix("http://")
+        async with grpc.aio.insecure_channel(url) as channel:
+            client = EtcdCalls(channel)
+            await client.Put(key=b"k", value=b"v")
+            # etcd's protocol gives a new member no name: it brings its own when it starts.
+            member = cluster._new_member()
+            added = await client.MemberAdd(peerURLs=[member.peer_url], isLearner=True)
+            assert (added.member.name, len(added.members)) == ("", 2)
+            await cluster.start_added(member)
+            await cluster.ready_or_learner(member)
+            while True:
+                try:
+                    await client.MemberPromote(ID=added.member.ID)
+                    break
+                except grpc.aio.AioRpcError as error:
+                    assert "in sync with leader" in str(error.details())
+                    await asyncio.sleep(0.1)
+            await cluster.ready(member)
+            while not all(each.name for each in (await client.MemberList()).members):
+                await asyncio.sleep(0.1)
+            other = member.client_url.removeprefix("http://")
+            async with grpc.aio.insecure_channel(other) as second:
+                assert (await EtcdCalls(second).Range(key=b"k")).kvs[0].value == b"v"
+            await client.MemberRemove(ID=added.member.ID)
+            assert len((await client.MemberList(linearizable=True)).members) == 1
