@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from raftkv.api.http.exchange import Exchange
@@ -51,6 +52,7 @@ class HttpConnection(asyncio.Protocol):
         "_queued_bytes",
         "_reading_paused",
         "_since",
+        "_take",
         "_transport",
         "writable",
     )
@@ -74,6 +76,8 @@ class HttpConnection(asyncio.Protocol):
         """Nothing more is answered; what was written is still being sent."""
         self._ended = False
         """The client has closed its sending side."""
+        self._take: Callable[[bytes], None] | None = None
+        """Where bytes go since the connection speaks another protocol."""
         self._begun = 0
         self._since = listener.now
         self._message_since = listener.now
@@ -104,6 +108,9 @@ class HttpConnection(asyncio.Protocol):
             return  # lingering: read and forget, so that the last answer is not reset away
         parser = self._parser
         self._since = self._listener.now
+        if self._take is not None:
+            self._take(data)
+            return
         parser.feed(data)
         if parser.begun != self._begun:
             self._begun = parser.begun
@@ -161,6 +168,10 @@ class HttpConnection(asyncio.Protocol):
         self._out_bytes += len(data)
         if self._out_bytes > HTTP_STREAM_BUFFER_BYTES:
             self.writable = False
+
+    def take_over(self, take: Callable[[bytes], None]) -> None:
+        """Nothing that the client sends from now on is HTTP."""
+        self._take = take
 
     def finished(self, exchange: Exchange) -> None:
         """An answer is complete; go on with the next request, or close."""

@@ -170,6 +170,21 @@ class Exchange:
             if self.on_lost is not None:
                 self.on_lost()  # nobody will read what the handler holds open
 
+    def take_over(self, head: bytes, take: Callable[[bytes], None]) -> None:
+        """Speak another protocol from here on, as agreed by an upgrade (RFC 9110, section 7.8).
+
+        `head` is the whole answer to the request. What the client sends goes to `take`; `push` and
+        `end_stream` send bytes as they are.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        self.streaming = True
+        self.keep_alive = False
+        connection.write(head)
+        connection.take_over(take)
+        self.door.counters.count(self.route, 101)
+
     def push(self, data: bytes) -> bool:
         """Send a piece of the body. False: hold back until `on_writable`, or `writable()`."""
         connection = self._connection

@@ -254,7 +254,8 @@ class RequestParser:
         parser = self._parser
         self.mid_message = False
         path, _, query = self._target.partition(b"?")
-        keep_alive = parser.should_keep_alive()
+        # What follows an upgrade is not read as HTTP, so the answer has to be the last.
+        keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
         request = Request(
             parser.get_method(),
             path,

@@ -118,4 +118,7 @@ CASES: Final[list[tuple[str, Any]]] = [
     ("LeaseGrant", message(ETCD, "LeaseGrantRequest", ID=7)),
     ("LeaseGrant", message(ETCD, "LeaseGrantRequest", ID=8, TTL=-9)),
     ("Txn", message(ETCD, "TxnRequest")),
+    # These two have the shortest TTL, and each server ends them at its own time.
+    ("LeaseRevoke", message(ETCD, "LeaseRevokeRequest", ID=7)),
+    ("LeaseRevoke", message(ETCD, "LeaseRevokeRequest", ID=8)),
 ]

@@ -168,7 +168,7 @@ def test_an_upgrade_is_answered_as_it_stands() -> None:
         b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0"
     )
     assert [request.path for request in got] == [b"/x"] and got[0].refusal is None
-    assert parser.finished
+    assert parser.finished and not got[0].keep_alive
 
 
 def test_a_message_that_takes_too_long_is_given_up() -> None:

@@ -16,6 +16,7 @@ from google.protobuf import json_format
 from raftkv.api.etcd.gateway import PATHS
 from raftkv.api.etcd.jsonform import fill, plain
 from raftkv.api.etcd.messages import ETCD
+from raftkv.api.gate import Gate
 from raftkv.api.http.door import start_http
 from raftkv.api.listener import Listener
 from raftkv.errors import InvalidRequest
@@ -23,12 +24,17 @@ from raftkv.limits import ETCD_KEEP_ALIVES_WAITING_MAX
 from raftkv.server.local import LocalStore
 
 
+class OpenGate(Gate):
+    """A gate that tests may change."""
+
+
 class Json:
     """A client of the gateway."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, store: LocalStore, listener: Listener
+        self, session: aiohttp.ClientSession, store: LocalStore, listener: Listener, gate: Gate
     ) -> None:
+        self.gate = gate
         self.session = session
         self.store = store
         self.listener = listener
@@ -43,10 +49,11 @@ class Json:
 @asynccontextmanager
 async def serving() -> AsyncIterator[Json]:
     store = LocalStore(member_id=7, cluster_id=9)
-    listener = await start_http(store, "127.0.0.1", 0)
+    gate = OpenGate()
+    listener = await start_http(store, "127.0.0.1", 0, gate=gate)
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as session:
-            yield Json(session, store, listener)
+            yield Json(session, store, listener, gate)
     finally:
         await listener.close(1.0)
         store.close()
