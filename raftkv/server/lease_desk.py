@@ -63,8 +63,9 @@ class LeaseDesk:
         self._times: list[tuple[int, Done]] = []
         self._asked: dict[int, tuple[int, Done, Fits]] = {}
         """Questions at the leader: (deadline, who waits, what can be the answer), oldest first."""
-        self._held: list[tuple[list[int], Done]] = []
-        """Renewals of leases whose expiry is proposed. It may yet fail, so they wait for it."""
+        self._held: list[tuple[int, list[int], Done]] = []
+        """(deadline, leases, who waits): renewals of leases whose expiry is proposed. It may yet
+        fail, so they wait for it."""
         self._next_question = 1
         self._repeats = Repeats()
 
@@ -112,6 +113,11 @@ class LeaseDesk:
                 break
             del self._asked[question]
             done(OutcomeUnknown("the leader did not answer in time"))
+        if self._held and self._held[0][0] <= now_ms:
+            overdue = [done for deadline_ms, _, done in self._held if deadline_ms <= now_ms]
+            self._held = [held for held in self._held if held[0] > now_ms]
+            for done in overdue:
+                done(OutcomeUnknown("the lease is about to end, which was not confirmed in time"))
         if self.lessor.leading:
             self._expire(now_ms)
 
@@ -126,7 +132,7 @@ class LeaseDesk:
         else:
             self.lessor.demote()
             held, self._held = self._held, []
-            for _, done in held:
+            for _, _, done in held:
                 done(_leader_moved())
 
     def applied(self, leases: Iterable[tuple[int, int]]) -> None:
@@ -169,19 +175,20 @@ class LeaseDesk:
         """Answer whoever waits here with `reason`."""
         waiting = [done for _, done in self._keep_alives + self._times]
         waiting += [done for _, done, _ in self._asked.values()]
-        waiting += [done for _, done in self._held]
+        waiting += [done for _, _, done in self._held]
         self._keep_alives, self._times, self._asked, self._held = [], [], {}, []
         for done in waiting:
             done(reason)
 
     # As leader
 
-    def _renew(self, leases: list[int], done: Done) -> None:
-        """Renew now, answer once leadership is confirmed from now on.
+    def _renew(self, leases: list[int], done: Done, deadline_ms: int = 0) -> None:
+        """Renew now, answer once leadership is confirmed from now on, at `deadline_ms` at last.
 
         A leader elected later than now starts every TTL again, so the promise holds either way.
         """
         now_ms = self._around.now_ms()
+        deadline_ms = deadline_ms or now_ms + self._request_timeout_ms
         term = self._node.term
         renewed = [self.lessor.renew(lease, now_ms) for lease in leases]
 
@@ -191,24 +198,25 @@ class LeaseDesk:
             elif self._node.term != term or not self.lessor.leading:
                 done(_leader_moved())
             else:
-                # A lease granted between the two moments is known only now.
-                later_ms = self._around.now_ms()
+                # Between the two moments a lease may have been granted, or have ended: by a
+                # revocation, or by an expiry that an earlier leader left in the log.
+                later_ms, lessor = self._around.now_ms(), self.lessor
                 ttls = [
-                    ttl if ttl is not None else self.lessor.renew(lease, later_ms)
+                    ttl if ttl is not None and lease in lessor else lessor.renew(lease, later_ms)
                     for lease, ttl in zip(leases, renewed, strict=True)
                 ]
                 if None in ttls and any(map(self.lessor.expiring, leases)):
-                    self._held.append((leases, done))
+                    self._held.append((deadline_ms, leases, done))
                 else:
                     done(ttls)
 
-        self._reads.add(confirmed, now_ms + self._request_timeout_ms)
+        self._reads.add(confirmed, deadline_ms)
 
     def _renew_held(self) -> None:
         if self._held:
             held, self._held = self._held, []
-            for leases, done in held:
-                self._renew(leases, done)
+            for deadline_ms, leases, done in held:
+                self._renew(leases, done, deadline_ms)
             self._around.wake()
 
     def _tell_time(self, lease: int, done: Done) -> None:
@@ -230,11 +238,13 @@ class LeaseDesk:
                 return
 
             def done(result: Any, expired: list[int] = expired) -> None:
-                if isinstance(result, RaftkvError):
+                if isinstance(result, Refused):
                     self.lessor.put_back(expired, self._around.now_ms())
                     self._renew_held()
-                else:
+                elif not isinstance(result, RaftkvError):
                     self._stats.leases_expired += len(result.expired)
+                # Of unknown outcome: in the log of our own term. Until it is applied, or the term
+                # is over, the leases may end at any time, so none of them can be renewed.
 
             self._propose(commands.lease_expire(expired, self._node.term), done)
 

@@ -114,5 +114,9 @@ class Lessor:
         for lease in self._deadline_ms:
             self._deadline_ms[lease] += gap_ms
 
+    def __contains__(self, lease: int) -> bool:
+        """Whether this lease is alive, as far as is applied here."""
+        return lease in self._ttl_ms
+
     def __len__(self) -> int:
         return len(self._deadline_ms)

@@ -247,6 +247,21 @@ def test_a_renewal_waits_for_an_expiry_that_may_yet_fail(make_rig: MakeRig) -> N
     assert leader.replica.machine.lease(5) is None
 
 
+def test_a_lease_that_ends_before_leadership_is_confirmed_is_not_renewed(make_rig: MakeRig) -> None:
+    """A new leader's log may hold an expiry of the one before: applied after it has renewed."""
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    rig.propose(leader, commands.lease_grant(5, 10))
+    rig.settle()
+    told: list[Any] = []
+    leader.replica.keep_alive(5, told.append)
+    leader.replica.turn()
+    leader.replica.lessor.gone(5)
+    rig.settle()
+    assert [type(one) for one in told] == [LeaseNotFound]
+
+
 def test_a_renewal_is_told_when_the_leader_falls_with_the_expiry_undone(make_rig: MakeRig) -> None:
     rig = make_rig(3)
     leader = rig.leader()
