@@ -32,11 +32,19 @@ HTTP: Final[dict[type[errors.RaftkvError], HttpOutcome]] = {
     errors.TtlOutOfRange: HttpOutcome(400, "The TTL is out of range"),
     errors.FutureRevision: HttpOutcome(400, "The revision does not exist yet"),
     errors.TooLarge: HttpOutcome(413, "The request is too large"),
+    # The caller.
+    errors.AuthenticationFailed: HttpOutcome(401, "The user or the password is wrong"),
+    errors.InvalidAuthToken: HttpOutcome(401, "A valid token is needed: log in"),
+    errors.PermissionDenied: HttpOutcome(403, "The caller may not do this"),
     # Things that are not there, or no longer.
     errors.KeyNotFound: HttpOutcome(404, "The key does not exist"),
     errors.LeaseNotFound: HttpOutcome(404, "The lease does not exist"),
     errors.InstanceNotFound: HttpOutcome(404, "The service instance does not exist"),
     errors.MemberNotFound: HttpOutcome(404, "The member does not exist"),
+    errors.UserNotFound: HttpOutcome(404, "The user does not exist"),
+    errors.RoleNotFound: HttpOutcome(404, "The role does not exist"),
+    errors.RoleNotGranted: HttpOutcome(404, "The user does not have the role"),
+    errors.PermissionNotGranted: HttpOutcome(404, "The role does not have the permission"),
     errors.Compacted: HttpOutcome(410, "The revision has been compacted"),
     # Conflicts with what is there.
     errors.LeaseExists: HttpOutcome(409, "The lease exists already"),
@@ -44,6 +52,13 @@ HTTP: Final[dict[type[errors.RaftkvError], HttpOutcome]] = {
     errors.MemberExists: HttpOutcome(409, "The member exists already"),
     errors.ChangeRefused: HttpOutcome(409, "The membership change is unsafe now"),
     errors.IdempotencyMismatch: HttpOutcome(409, "The idempotency key belongs to another request"),
+    errors.UserExists: HttpOutcome(409, "The user exists already"),
+    errors.RoleExists: HttpOutcome(409, "The role exists already"),
+    errors.AuthNotEnabled: HttpOutcome(409, "Access control is off"),
+    errors.RootUserMissing: HttpOutcome(409, "Access control needs a user named root"),
+    errors.RootRoleMissing: HttpOutcome(409, "Access control needs the role root for root"),
+    errors.InvalidAuthManagement: HttpOutcome(409, "Such users, roles or ranges cannot be"),
+    errors.AuthRevisionOld: HttpOutcome(409, "Access rules changed meanwhile", 1),
     # The member or the cluster, at this moment.
     errors.TooManyRequests: HttpOutcome(429, "Too many requests", 1),
     errors.NoLeader: HttpOutcome(503, "No leader is known", 1),
@@ -83,8 +98,9 @@ HTTP: Final[dict[type[errors.RaftkvError], HttpOutcome]] = {
 
 HTTP_REASONS: Final = {
     200: "OK", 201: "Created", 204: "No Content", 304: "Not Modified", 400: "Bad Request",
-    403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
-    409: "Conflict", 410: "Gone", 412: "Precondition Failed", 413: "Content Too Large",
+    401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 409: "Conflict", 410: "Gone", 412: "Precondition Failed",
+    413: "Content Too Large",
     414: "URI Too Long", 415: "Unsupported Media Type", 417: "Expectation Failed",
     429: "Too Many Requests", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
     503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",

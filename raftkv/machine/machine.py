@@ -13,7 +13,9 @@ from typing import Final
 
 from raftkv.errors import Compacted, check
 from raftkv.machine import mvcc
+from raftkv.machine.access import Grants
 from raftkv.machine.apply import apply_command
+from raftkv.machine.auth import AuthState, may_renew, may_see, read_auth
 from raftkv.machine.catalog import (
     Instance,
     ServiceSummary,
@@ -38,6 +40,7 @@ from raftkv.machine.leases import Lease, read_lease, read_lease_keys, read_lease
 from raftkv.machine.records import DELETE, U64, USER_KEYS, Record
 from raftkv.machine.results import Applied, Outcome, RangeResult
 from raftkv.machine.tables import CURRENT, META, TableReader, Tables
+from raftkv.machine.tokens import Token, read_token
 
 HASHES_KEPT: Final = 1024
 COMPACTION_ROW: Final = b"compaction"
@@ -56,6 +59,8 @@ class Machine:
         with self._tables.read() as reader:
             self._state = State.unpack(reader.get(META, STATE_ROW))
             self._alarms = read_alarms(reader)
+            self.auth: AuthState = read_auth(reader)
+            """The access rules in force; replaced as a whole, never changed."""
             self.conf: bytes = reader.get(META, CONF_ROW) or b""
             """The configuration in force, as given to `apply_config` or `bootstrap`."""
             progress = reader.get(META, COMPACTION_ROW) or bytes(8)
@@ -121,7 +126,7 @@ class Machine:
         """
         check(self.applied_index == 0, "a store is bootstrapped once", index=self.applied_index)
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             draft.state.applied_index = index - 1
             draft.begin_entry(index, term)
             change_members(draft, conf, MemberChange(add=tuple(members)))
@@ -139,7 +144,7 @@ class Machine:
         """
         check(self.applied_index > 0, "only a state that something was applied to has a home")
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             replace_members(draft, conf, tuple(members))
             draft.end_entry()
             draft.save()
@@ -160,7 +165,7 @@ class Machine:
         applied: list[Applied] = []
         hashes: list[bytes] = []
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             state = draft.state
             for index, term, batch in batches:
                 draft.begin_entry(index, term)
@@ -193,7 +198,7 @@ class Machine:
         Its one result is a MemberResult. Atomic, and in order with `apply`.
         """
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             draft.begin_entry(index, term)
             change_members(draft, conf, change)
             result = member_result(draft)
@@ -207,6 +212,7 @@ class Machine:
     def _adopt(self, draft: Draft) -> None:
         self._state = draft.state
         self._alarms = draft.alarms
+        self.auth = draft.auth
 
     def _remember_hash(self, index: int, digest: bytes) -> None:
         self._hashes[index % HASHES_KEPT] = (index, digest)
@@ -337,6 +343,21 @@ class Machine:
         """The keys of a keyspace that hang on a lease, in order."""
         with self._tables.read() as reader:
             return read_lease_keys(reader, lease, keyspace)
+
+    def may_renew_lease(self, grants: Grants, lease: int) -> bool:
+        """See `raftkv.machine.auth.may_renew`."""
+        with self._tables.read() as reader:
+            return may_renew(reader, grants, lease)
+
+    def visible_leases(self, grants: Grants) -> list[Lease]:
+        """As `leases`, those that `raftkv.machine.auth.may_see` lets be seen."""
+        with self._tables.read() as reader:
+            return [held for held in read_leases(reader) if may_see(reader, grants, held.lease)]
+
+    def token(self, token_hash: bytes) -> Token | None:
+        """A token of somebody who logged in, over its time or not; or None."""
+        with self._tables.read() as reader:
+            return read_token(reader, token_hash)
 
     def instance(self, service: str, instance: str) -> Instance | None:
         """One service instance, or None."""

@@ -543,9 +543,8 @@ class Member:
         def done(result: Any) -> None:
             self._announcing = False
 
-        self.propose(
-            commands.member_update(self.member_id, name=self.config.name, client_urls=urls), done
-        )
+        update = commands.member_update(self.member_id, name=self.config.name, client_urls=urls)
+        self.propose(commands.guarded(update, commands.BY_MEMBER), done)
 
     def _watch_space(self) -> None:
         """Raise or clear this member's space alarm, with the log's reserve still there."""
@@ -570,7 +569,8 @@ class Member:
         def done(result: Any) -> None:
             self._alarming = False
 
-        self.propose(commands.alarm(commands.AlarmKind.NOSPACE, self.member_id, on), done)
+        alarm = commands.alarm(commands.AlarmKind.NOSPACE, self.member_id, on)
+        self.propose(commands.guarded(alarm, commands.BY_MEMBER), done)
 
     def _compact_slice(self) -> None:
         if self._stopping or self.ended.done():
