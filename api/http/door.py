@@ -9,7 +9,7 @@ from email.utils import formatdate
 from typing import Any, Final
 
 from raftkv.api.gate import Gate
-from raftkv.api.http import cluster, docs, health, kv, leases, metrics, services, txn, watch
+from raftkv.api.http import auth, cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.openapi import build_openapi
@@ -33,6 +33,7 @@ def all_routes() -> list[Route]:
         *leases.ROUTES,
         *services.ROUTES,
         *cluster.ROUTES,
+        *auth.ROUTES,
         *health.ROUTES,
         *metrics.ROUTES,
         *docs.ROUTES,
@@ -44,7 +45,8 @@ class HttpDoor:
 
     def __init__(self, store: Store, *, gate: Gate | None = None) -> None:
         self.store = store
-        self.gate = gate or Gate()
+        self._machine = store.machine
+        self.gate = gate or Gate(store)
         self.loop = asyncio.get_running_loop()
         self.router = Router(all_routes())
         self.counters = metrics.Counters()
@@ -74,12 +76,15 @@ class HttpDoor:
             if not path.startswith(b"/"):
                 path = origin_form(path)
             if request.method != GET:
-                self.gate.admit(request.method, request.headers)
+                Gate.admit(request.method, request.headers)
             route, x.places = self.router.find(request.method, path)
             x.route = route
             x.query = route.read_query(request.query)
+            if self._machine.auth.enabled:
+                authorization = request.headers.get(b"authorization")
+                x.caller, x.needs = self.gate.judge(route.guard, authorization, x)
             if route.body is not None:
-                self.gate.admit_json(request.headers)
+                Gate.admit_json(request.headers)
             route.handler(x)
         except Exception as error:
             self.failed(x, error)

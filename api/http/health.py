@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 import raftkv
+from raftkv.api.gate import public
 from raftkv.api.http.exchange import TEXT, Exchange
 from raftkv.api.http.handling import answering
 from raftkv.api.http.router import Answer, Param, Route
@@ -125,19 +126,23 @@ TEXT_ANSWERS: Final = (
 ROUTES: Final = [
     Route(
         "GET", "/health", get_health, "getHealth", "Whether this member serves", HEALTH,
+        guard=public,
         query=(EXCLUDE,),
         answers=(Answer(200, "It does.", "Health"), Answer(503, "It does not.", "Health")),
     ),
     Route(
         "GET", "/livez", get_live, "getLivez", "Whether this process is alive", HEALTH,
+        guard=public,
         doc="A failure here asks for a restart.", query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS,
     ),
     Route(
         "GET", "/readyz", get_ready, "getReadyz", "Whether to send requests here", HEALTH,
+        guard=public,
         query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS,
     ),
     Route(
         "GET", "/version", get_version, "getVersion", "Which version this is", HEALTH,
+        guard=public,
         answers=(Answer(200, "The versions.", "Version"),),
     ),
 ]  # fmt: skip

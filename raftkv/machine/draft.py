@@ -86,7 +86,8 @@ class Draft:
 
     __slots__ = (
         "alarms", "append_row", "auth", "corrupt", "delete_row", "events", "get", "guarded",
-        "leases", "no_space", "parts", "put_row", "state", "sub", "term", "writer",
+        "leases", "no_space", "parts", "put_row", "state", "sub", "term", "tokens_removed",
+        "writer",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +113,7 @@ class Draft:
         self.parts: list[bytes] = []
         """What the hash of the entry at hand covers."""
         self.leases: list[tuple[int, int]] = []
+        self.tokens_removed = 0
 
     def set_alarms(self, alarms: frozenset[tuple[int, int]]) -> None:
         """Alarms as (kind, member id)."""

@@ -6,7 +6,7 @@ grouped into calls. Nothing here reads a clock, a random number or the environme
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Final
@@ -52,6 +52,13 @@ class Machine:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
+        self.auth = AuthState()
+        """The access rules in force; replaced as a whole, never changed."""
+        self.token_removals = 0
+        """Grows whenever a token may have gone before its time; what is remembered of tokens from
+        before is to be looked up again."""
+        self.on_auth_change: list[Callable[[], None]] = []
+        """Called when `auth` was replaced, before anybody hears what else the same call applied."""
         self.reload()
 
     def reload(self) -> None:
@@ -59,8 +66,7 @@ class Machine:
         with self._tables.read() as reader:
             self._state = State.unpack(reader.get(META, STATE_ROW))
             self._alarms = read_alarms(reader)
-            self.auth: AuthState = read_auth(reader)
-            """The access rules in force; replaced as a whole, never changed."""
+            auth = read_auth(reader)
             self.conf: bytes = reader.get(META, CONF_ROW) or b""
             """The configuration in force, as given to `apply_config` or `bootstrap`."""
             progress = reader.get(META, COMPACTION_ROW) or bytes(8)
@@ -68,6 +74,8 @@ class Machine:
         self._cursor: bytes | None = progress[8:] or None
         self._hashes: list[tuple[int, bytes]] = [(0, b"")] * HASHES_KEPT
         self._remember_hash(self._state.applied_index, self._state.hash)
+        self.token_removals += 1
+        self._adopt_auth(auth)
 
     # -- where it stands ------------------------------------------------------------------------
 
@@ -188,6 +196,9 @@ class Machine:
         self._adopt(draft)
         for entry, digest in zip(applied, hashes, strict=True):
             self._remember_hash(entry.index, digest)
+        self.token_removals += draft.tokens_removed
+        if draft.auth is not self.auth:
+            self._adopt_auth(draft.auth)
         return applied
 
     def apply_config(
@@ -212,7 +223,11 @@ class Machine:
     def _adopt(self, draft: Draft) -> None:
         self._state = draft.state
         self._alarms = draft.alarms
-        self.auth = draft.auth
+
+    def _adopt_auth(self, auth: AuthState) -> None:
+        self.auth = auth
+        for listener in self.on_auth_change:
+            listener()
 
     def _remember_hash(self, index: int, digest: bytes) -> None:
         self._hashes[index % HASHES_KEPT] = (index, digest)

@@ -110,6 +110,7 @@ def _drop(draft: Draft, token_hash: bytes) -> str:
     if token is None:
         return ""
     _remove(draft, token)
+    draft.tokens_removed += 1
     draft.put_row(TOKENS, _COUNT, U64.pack(_count(draft.writer) - 1))
     draft.mark("token", token_hash, None)
     return token.user

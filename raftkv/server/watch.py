@@ -132,6 +132,7 @@ class Watch:
     """One watch, as held by the door that asked for it."""
 
     __slots__ = (
+        "__weakref__",
         "_events",
         "_group",
         "_hub",
