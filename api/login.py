@@ -8,6 +8,7 @@ anybody out.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from raftkv.errors import (
     TooManyRequests,
 )
 from raftkv.limits import (
+    AUTH_NAME_BYTES_MAX,
     LOGIN_FAILURE_FORGOTTEN_SECONDS,
     LOGIN_FAILURES_FREE,
     LOGIN_SOURCES_MAX,
@@ -129,6 +131,20 @@ class LoginDesk:
             self._good.popitem(last=False)
 
 
+def network_of(source: str) -> str:
+    """What attempts from an address are counted under: an IPv4 address, or the 64 bits of an IPv6
+    address that its holder cannot choose."""
+    if ":" not in source:
+        return source
+    try:
+        address = ipaddress.IPv6Address(source.partition("%")[0])
+    except ValueError:
+        return source[:64]
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))
+
+
 class _Login:
     """One attempt, from callback to callback."""
 
@@ -138,9 +154,10 @@ class _Login:
         self, desk: LoginDesk, user: str, password: str, source: str, done: Recipient
     ) -> None:
         self._desk = desk
-        self._user = user
-        self._password = password
-        self._source = source
+        # Cut where nothing longer exists, because names of attempts are remembered.
+        self._user = user[: AUTH_NAME_BYTES_MAX + 1]
+        self._password = password[: PASSWORD_BYTES_MAX + 1]
+        self._source = network_of(source)
         self._done = done
         self._known = False
         self._auth_revision = 0
@@ -167,7 +184,7 @@ class _Login:
             found = auth.users.get(self._user)
             self._known = found is not None
             self._auth_revision = auth.revision
-            password, self._password = self._password[: PASSWORD_BYTES_MAX + 1], ""
+            password, self._password = self._password, ""
             self._desk._passwords.verify(
                 None if found is None else found.password_hash, password, self._verified
             )
