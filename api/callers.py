@@ -7,7 +7,6 @@ caller and not the store, so what is not allowed cannot be asked for.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -124,7 +123,6 @@ class KnownCaller(Caller):
         super().__init__(store, watches)
         self.user: str = user
         self._proved = auth_revision
-        self._loop = asyncio.get_running_loop()
         self._auth: AuthState | None = None
         self._grants = Grants(user, (), ())
 
@@ -141,34 +139,48 @@ class KnownCaller(Caller):
         return self._grants
 
     def propose(self, command: Command, done: Done) -> None:
-        self._judge(command, partial(self._proposed, command, done), done)
+        self._attempt(partial(self._propose, command, partial(self._proposed, command, done)), done)
 
-    def _judge(self, command: Command, then: Done, refuse: Done) -> None:
-        try:
-            self.check(effects(command))
-            grants = self.grants
-        except Refused as refused:
-            self._loop.call_soon(refuse, refused)
-            return
+    def _propose(self, command: Command, done: Done) -> None:
+        self.check(effects(command))
+        grants = self.grants
         name = None if grants is None or grants.admin else self.user
-        self._store.propose(guarded(command, self._machine.auth.revision, name), then)
+        self._store.propose(guarded(command, self._machine.auth.revision, name), done)
 
     def _proposed(self, command: Command, done: Done, outcome: Any) -> None:
         if isinstance(outcome, AuthRevisionOld):
             # Refused where it was applied, which was here: the rules here are the newer ones now.
-            self._judge(command, done, done)
+            self._attempt(partial(self._propose, command, done), done)
         else:
             done(outcome)
 
     def keep_alive(self, lease: int, done: Done) -> None:
-        try:
-            grants = self.grants
-            if grants is not None and not self._machine.may_renew_lease(grants, lease):
-                raise PermissionDenied("permission denied: you may write no key of this lease")
-        except Refused as refused:
-            self._loop.call_soon(done, refused)
-            return
+        self._attempt(partial(self._keep_alive, lease, done), done)
+
+    def _keep_alive(self, lease: int, done: Done) -> None:
+        grants = self.grants
+        if grants is not None and not self._machine.may_renew_lease(grants, lease):
+            raise PermissionDenied("permission denied: you may write no key of this lease")
         self._store.keep_alive(lease, done)
+
+    def _attempt(self, attempt: Callable[[], None], refuse: Done) -> None:
+        """Do what may be refused; before it is, make sure that the rules here are fresh."""
+        try:
+            attempt()
+        except Refused:
+            self._store.read_index(partial(self._attempt_again, attempt, refuse))
+
+    @staticmethod
+    def _attempt_again(
+        attempt: Callable[[], None], refuse: Done, error: RaftkvError | None
+    ) -> None:
+        if error is None:
+            try:
+                attempt()
+                return
+            except Refused as refused:
+                error = refused
+        refuse(error)
 
 
 def _watched(spec: WatchSpec) -> Accesses:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from email.utils import formatdate
+from functools import partial
 from typing import Any, Final
 
 from raftkv.api.gate import Gate
@@ -15,7 +16,7 @@ from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.openapi import build_openapi
 from raftkv.api.http.router import Route, Router
 from raftkv.api.listener import Factory, Listener
-from raftkv.errors import RaftkvError
+from raftkv.errors import InvalidAuthToken, PermissionDenied, RaftkvError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS
 from raftkv.server.store import Store
 
@@ -80,14 +81,40 @@ class HttpDoor:
             route, x.places = self.router.find(request.method, path)
             x.route = route
             x.query = route.read_query(request.query)
-            if self._machine.auth.enabled:
-                authorization = request.headers.get(b"authorization")
-                x.caller, x.needs = self.gate.judge(route.guard, authorization, x)
             if route.body is not None:
                 Gate.admit_json(request.headers)
-            route.handler(x)
+            if self._machine.auth.enabled:
+                self._judge(x, route)
+            else:
+                route.handler(x)
         except Exception as error:
             self.failed(x, error)
+
+    def _judge(self, x: Exchange, route: Route, fresh: bool = False) -> None:
+        """Give a request to its handler as the caller that it comes from, or raise.
+
+        Nobody is refused for what this member has not heard of yet, a login at another member or a
+        new right: the refusal is made with fresh state.
+        """
+        authorization = x.header(b"authorization")
+        try:
+            x.caller, x.needs = self.gate.judge(route.guard, authorization, x)
+        except (InvalidAuthToken, PermissionDenied):
+            if fresh or authorization is None:
+                raise
+            self.store.read_index(partial(self._judge_again, x, route))
+            return
+        route.handler(x)
+
+    def _judge_again(self, x: Exchange, route: Route, error: RaftkvError | None) -> None:
+        if x.ended:
+            return
+        try:
+            if error is not None:
+                raise error
+            self._judge(x, route, fresh=True)
+        except Exception as failure:
+            self.failed(x, failure)
 
     def failed(self, x: Exchange, error: Exception) -> None:
         """A handler raised: an expected refusal is the answer; anything else is a bug to report."""

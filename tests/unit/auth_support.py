@@ -26,10 +26,15 @@ class Ruled(LocalStore):
 
     def __init__(self) -> None:
         super().__init__()
+        self.now_ms = 1_000_000
+        """The wall clock of the store and of its gate, moved by hand."""
         self.before_propose: list[c.Command] = []
         self.before_read: list[c.Command] = []
         self.proposed: list[c.Command] = []
         """Every command, as it would go into the log."""
+
+    def wall_ms(self) -> int:
+        return self.now_ms
 
     def apply_now(self, *commands: c.Command) -> None:
         """Apply, as root would have it, whatever waits."""
@@ -85,7 +90,7 @@ async def guarded(store: Ruled | None = None, **gate: Any) -> AsyncIterator[Guar
     """alice: reads and writes app/, reads shared/, writes drop/, and may all with service web."""
 
     def make(store: Any) -> Gate:
-        return Gate(store, passwords=quick_passwords(), **gate)
+        return Gate(store, passwords=quick_passwords(), clock_ms=store.wall_ms, **gate)
 
     async with serving(store or Ruled(), gate=make) as served:
         world = Guarded(served)

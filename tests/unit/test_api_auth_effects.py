@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 from typing import Any
 
 import pytest
 
-from raftkv.errors import AuthRevisionOld
+from raftkv.errors import AuthRevisionOld, NoLeader
 from raftkv.machine import auth_commands as ac
 from raftkv.machine import commands as c
 from raftkv.machine.access import PermissionKind
@@ -291,6 +292,45 @@ async def test_rules_that_keep_changing_refuse_in_the_end() -> None:
         assert answer.status == 409 and answer.json["code"] == AuthRevisionOld.code
         assert answer.json["outcome"] == "refused" and number == 2
         assert world.machine.get(b"app/x") is None
+
+
+async def test_nobody_is_refused_for_what_this_member_has_not_heard_of_yet() -> None:
+    """Granted, or logged in, through another member a moment ago."""
+    async with guarded() as world:
+        store = world.store
+        right = ac.role_grant("app", PermissionKind.READWRITE, b"secret")
+        requests: list[tuple[str, str, Any]] = [
+            ("PUT", SECRET, b"v"), ("GET", SECRET, None),
+            ("POST", "/api/txn", {"then": [GET]}),
+        ]  # fmt: skip
+        for method, target, body in requests:
+            assert (await world.by("alice", method, target, body)).status == 403
+            store.before_read = [right]
+            await world.ok("alice", method, target, body)
+            store.apply_now(ac.role_revoke("app", b"secret"))
+        await leased(world)
+        assert (await world.by("alice", "POST", "/api/leases/a2/keepalive")).status == 403
+        store.before_read = [c.put(b"app/x", b"v", lease=0xA2)]
+        await world.ok("alice", "POST", "/api/leases/a2/keepalive")
+
+        token = "T" * 43
+        world.tokens["late"] = token
+        assert (await world.by("late", "GET", SECRET)).status == 401
+        digest = sha256(token.encode()).digest()
+        store.before_read = [ac.token_add(digest, "root", 60_000, world.machine.auth.revision)]
+        await world.ok("late", "GET", SECRET)
+
+
+async def test_a_refusal_by_a_member_without_a_leader_is_none() -> None:
+    async with guarded() as world:
+
+        def headless(done: Any) -> None:
+            done(NoLeader("no leader"))
+
+        world.store.read_index = headless  # type: ignore[method-assign]
+        for method, target, body in (("GET", SECRET, None), ("PUT", SECRET, b"v")):
+            assert (await world.by("alice", method, target, body)).status == 503
+        assert (await world.served.call("GET", SECRET)).status == 401
 
 
 async def test_a_linearizable_read_is_judged_by_the_rules_it_reads_under() -> None:

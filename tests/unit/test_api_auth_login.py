@@ -7,7 +7,6 @@ import base64
 import gc
 import hmac
 import logging
-import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -296,16 +295,6 @@ async def test_there_is_nothing_to_log_in_to_while_access_control_is_off() -> No
 # ---- tokens --------------------------------------------------------------------------------------
 
 
-class Clock:
-    """A wall clock that is moved by hand, starting where the store's stamps are."""
-
-    def __init__(self) -> None:
-        self.ms = time.time_ns() // 1_000_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-
 async def test_what_ends_a_token_ends_it_at_once() -> None:
     async with guarded() as world:
         for end in (
@@ -338,8 +327,7 @@ async def test_a_token_that_another_member_ended_is_not_remembered_here() -> Non
 
 
 async def test_use_prolongs_a_token_and_idleness_ends_it() -> None:
-    clock = Clock()
-    async with guarded(clock_ms=clock) as world:
+    async with guarded() as world:
         issued = (await world.log_in("alice")).json
         assert issued["ttl"] == limits.TOKEN_TTL_SECONDS_DEFAULT
         gate = world.served.door.gate
@@ -347,29 +335,30 @@ async def test_use_prolongs_a_token_and_idleness_ends_it() -> None:
         gate.tokens.renew = renewed.append  # type: ignore[method-assign]
         await world.ok("alice", "GET", "/api/auth")
         assert not renewed, "not in the first half of its time"
-        clock.ms += 200_000
+        world.store.now_ms += 149_000
+        await world.ok("alice", "GET", "/api/auth")
+        assert not renewed, "nor now"
+        world.store.now_ms += 2_000
         await world.ok("alice", "GET", "/api/auth")
         await world.ok("alice", "GET", "/api/auth")
         assert len(renewed) == 1, "once"
-        clock.ms += 101_000
+        world.store.now_ms += 149_000
         assert (await world.by("alice", "GET", "/api/auth")).status == 401
         assert (await world.by("root", "GET", "/api/auth")).status == 401
 
 
 async def test_a_renewal_is_applied() -> None:
-    clock = Clock()
-    async with guarded(clock_ms=clock) as world:
+    async with guarded() as world:
         digest = sha256(world.tokens["alice"].encode()).digest()
         before = world.machine.token(digest)
-        assert before is not None
-        clock.ms += 200_000
+        assert before is not None and before.expires_ms == 1_300_000
+        world.store.now_ms += 200_000
         await world.ok("alice", "GET", "/api/auth")
-
-        def prolonged() -> bool:
-            now = world.machine.token(digest)
-            return now is not None and now.expires_ms > before.expires_ms
-
-        await until(prolonged)
+        after = world.machine.token(digest)
+        assert after is not None and after.expires_ms == 1_500_000
+        world.store.now_ms += 250_000
+        await world.ok("alice", "GET", "/api/auth")
+        assert (await world.by("root", "GET", "/api/auth")).status == 401
 
 
 def test_the_authorization_header() -> None:
@@ -433,10 +422,9 @@ def test_every_method_signs_and_checks(method: str) -> None:
 
 
 async def test_logging_in_with_signed_tokens() -> None:
-    clock = Clock()
-    async with guarded(tokens=None, clock_ms=clock) as world:
+    async with guarded() as world:
         gate = world.served.door.gate
-        tokens = signed("ES256", clock)
+        tokens = signed("ES256", world.store.wall_ms)
         gate.tokens = gate.logins._tokens = tokens
         token = (await world.log_in("alice")).json["token"]
         world.tokens["alice"] = token
@@ -444,7 +432,7 @@ async def test_logging_in_with_signed_tokens() -> None:
         assert await world.ok("alice", "POST", "/api/auth/logout") == {"ended": False}
         world.store.apply_now(ac.role_add("unrelated"))
         await world.ok("alice", "GET", "/api/kv/app/x")
-        clock.ms += 61_000
+        world.store.now_ms += 61_000
         assert (await world.by("alice", "GET", "/api/kv/app/x")).status == 401
         world.tokens["alice"] = (await world.log_in("alice")).json["token"]
         await world.ok("alice", "GET", "/api/kv/app/x")
