@@ -37,8 +37,10 @@ ROLE_COMMANDS = {
     "delete": Lazy("raftkv.cli.auth:role_delete", "Delete a role; all who have it lose it."),
     "get": Lazy("raftkv.cli.auth:role_get", "Show what a role may do."),
     "list": Lazy("raftkv.cli.auth:role_list", "List the roles."),
-    "grant-permission": Lazy("raftkv.cli.auth:role_grant", "Let a role read or write."),
-    "revoke-permission": Lazy("raftkv.cli.auth:role_revoke", "Take a permission back."),
+    "grant-permission": Lazy("raftkv.cli.auth:role_grant", "Let a role read, write or both."),
+    "revoke-permission": Lazy(
+        "raftkv.cli.auth:role_revoke", "Take back the permission on exactly this range."
+    ),
 }
 ACCESS = click.Choice(["read", "write", "readwrite"])
 
