@@ -190,13 +190,10 @@ def _watched(spec: WatchSpec) -> Accesses:
 def review(watches: WeakKeyDictionary[Watch, Caller]) -> None:
     """Close every watch that the rules in force no longer allow."""
     for watch, caller in list(watches.items()):
-        if watch.closed:
-            continue
         try:
             caller.check(_watched(watch.spec))
         except Refused as refused:
-            watch.cancel()
-            watch.sink.closed(refused)
+            watch.close(refused)
 
 
 def denied(user: str, access: Access) -> PermissionDenied:

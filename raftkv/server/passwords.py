@@ -7,6 +7,7 @@ time left for its heartbeats. Nothing here keeps or logs a password.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
@@ -84,7 +85,7 @@ class Passwords:
 
     def _hand_back(self, future: Future[Any], done: Callable[[Any], None]) -> None:
         """In the thread, or wherever the work was cancelled."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who asked
             self._loop.call_soon_threadsafe(self._finished, future, done)
 
     def _finished(self, future: Future[Any], done: Callable[[Any], None]) -> None:

@@ -187,6 +187,11 @@ class Watch:
         if self._place is Place.PAUSED:
             self._hub._resume(self)
 
+    def close(self, error: RaftkvError) -> None:
+        """End the watch and tell its sink why. Without effect on one that has ended."""
+        if self._place is not Place.CLOSED:
+            self._hub._close(self, error)
+
     def cancel(self) -> None:
         """End the watch; its sink is not called any more. Safe at any time, and twice."""
         if self._place is not Place.CLOSED:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from raftkv.errors import AuthRevisionOld, NoLeader
+from raftkv.errors import AuthRevisionOld, InvalidAuthToken, NoLeader, PermissionDenied
 from raftkv.machine import auth_commands as ac
 from raftkv.machine import commands as c
 from raftkv.machine.access import PermissionKind
 from raftkv.machine.commands import guarded as guard
+from raftkv.server.watch import WatchSpec
 from tests.unit.auth_support import Guarded, Ruled, guarded
 from tests.unit.http_support import until
 
@@ -209,6 +210,27 @@ async def test_ghsa_xg4h_6gfc_h4m8_a_one_key_grant_covers_no_open_end(
         url = f"http://127.0.0.1:{world.served.port}/api/watch?{target}"
         async with world.served.session.get(url, headers=world.header("stranger")) as answer:
             assert answer.status == status
+
+
+async def test_a_caller_starts_no_watch_that_it_may_not_have() -> None:
+    """Whatever the door in front has judged: some take the range from a later message."""
+
+    class Sink:
+        def events(self, revision: int, events: list[Any]) -> bool:
+            raise AssertionError("nothing is told")
+
+        progress = closed = events  # type: ignore[assignment]
+
+    async with guarded() as world:
+        gate = world.served.door.gate
+        caller = gate.enter(world.tokens["alice"].encode())
+        for spec in (WatchSpec(0, b"app/", b""), WatchSpec(1, b"app/1"), WatchSpec(0, b"", b"")):
+            with pytest.raises(PermissionDenied):
+                caller.watch(spec, Sink())  # type: ignore[arg-type]
+        caller.watch(WatchSpec(0, b"app/1"), Sink()).cancel()  # type: ignore[arg-type]
+        with pytest.raises(InvalidAuthToken):
+            gate.anyone.watch(WatchSpec(0, b"app/1"), Sink())  # type: ignore[arg-type]
+        assert len(world.store.hub) == 0
 
 
 async def test_a_watch_ends_before_the_first_event_it_may_no_longer_show() -> None:
