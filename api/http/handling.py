@@ -106,6 +106,20 @@ def read_then(x: Exchange, step: Callable[[Exchange, RaftkvError | None], None])
         x.read_index(functools.partial(step, x))
 
 
+def settled(x: Exchange, begin: Callable[[Exchange], None]) -> None:
+    """Begin a stream, for a user once it is sure that the rules that allow it still hold: it may
+    tell of the past, and rules of the past do not count. Off, access control costs no round."""
+    if x.caller.user is None:
+        begin(x)
+        return
+
+    @answering
+    def ready(x: Exchange, error: RaftkvError | None) -> None:
+        begin(x)
+
+    x.read_index(functools.partial(ready, x))
+
+
 def confirmed(x: Exchange, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Go on in a task once it is sure that the rules by which the call was allowed still hold.
 

@@ -21,6 +21,7 @@ from raftkv.api.http.handling import (
     prefix_end,
     read_then,
     reading,
+    settled,
 )
 from raftkv.api.http.leases import fresh_lease
 from raftkv.api.http.router import Answer, Param, Route
@@ -458,6 +459,10 @@ def _show_instance(x: Exchange, service: str, instance: str, error: RaftkvError 
 
 
 def watch_services(x: Exchange) -> None:
+    settled(x, _begin_watch)
+
+
+def _begin_watch(x: Exchange) -> None:
     if x.places:
         start, end = service_interval(names_of(x)[0])
     else:

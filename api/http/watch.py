@@ -18,6 +18,7 @@ from raftkv.api.http.handling import (
     START,
     interval,
     reading,
+    settled,
     wants_ndjson,
 )
 from raftkv.api.http.router import Answer, Param, Route
@@ -184,6 +185,10 @@ def reads_watched(x: Exchange) -> Accesses:
 
 
 def get_watch(x: Exchange) -> None:
+    settled(x, _begin_watch)
+
+
+def _begin_watch(x: Exchange) -> None:
     query = x.query
     start, end = watched(x)
     spec = WatchSpec(

@@ -369,6 +369,19 @@ async def test_a_linearizable_read_is_judged_by_the_rules_it_reads_under() -> No
             assert (await world.by("alice", "GET", target)).status == 200, target
 
 
+@pytest.mark.parametrize(
+    "target", ["/api/watch?prefix=app/&from=1", "/api/watch/services/web", "/api/services/web"]
+)
+async def test_a_watch_begins_by_the_rules_in_force(target: str) -> None:
+    """It may begin in the past; a right from the past is none."""
+    async with guarded() as world:
+        await world.ok("root", "PUT", "/api/kv/app/x", b"hidden-host")
+        await world.ok("root", "PUT", "/api/services/web/1", {"address": "hidden-host", "port": 1})
+        world.store.before_read = [ac.user_revoke("alice", "app")]
+        answer = await world.by("alice", "GET", target)
+        assert answer.status == 403 and b"hidden-host" not in answer.body
+
+
 async def test_a_member_that_does_not_know_yet_lets_nobody_in() -> None:
     """Access control is on, and this member has not applied it when the request comes."""
     async with guarded() as world:

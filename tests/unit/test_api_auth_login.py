@@ -16,6 +16,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raftkv import limits
 from raftkv.api.gate import Gate, open_gate
@@ -489,6 +491,27 @@ def test_forged_tokens() -> None:
     ):
         with pytest.raises(InvalidAuthToken):
             tokens.recognise(forged.encode("latin-1"), b"")
+
+
+PARTS = st.one_of(
+    st.binary(max_size=40),
+    st.binary(max_size=40).map(base64.urlsafe_b64encode),
+    st.sampled_from([b'{"alg":"ES256"}', b'{"alg":1}', b"[]", b"{", b'{"exp":1}']).map(
+        base64.urlsafe_b64encode
+    ),
+)
+
+
+@given(st.one_of(st.binary(max_size=200), st.lists(PARTS, max_size=4).map(b".".join)))
+def test_any_bytes_are_a_token_or_refused(shown: bytes) -> None:
+    """Never another exception: it would end a connection, or a member."""
+    tokens = signed("ES256", lambda: 0)
+    for prefix in (b"", b"Bearer ", b"bearer\t"):
+        try:
+            tokens.recognise(bearer(prefix + shown), b"")
+        except InvalidAuthToken:
+            continue
+        raise AssertionError("forged")
 
 
 def test_a_member_without_the_private_key_gives_no_tokens_out() -> None:
