@@ -16,6 +16,7 @@ import orjson
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.jsonform import fill, plain
 from raftkv.api.etcd.messages import ETCD, METHODS
+from raftkv.api.gate import by_command
 from raftkv.api.grpc.status import Status
 from raftkv.api.http.codec import dump_json
 from raftkv.api.http.exchange import JSON
@@ -115,11 +116,12 @@ class _Target:
         self.request = request
         self.response = response
         self.streaming = streaming
-        self.route = Route("POST", name, _never, f"etcd {name}", "", "etcd")
+        self.route = Route("POST", name, _never, f"etcd {name}", "", "etcd", guard=by_command)
 
 
 def _never(x: Exchange) -> None:
-    """The gateway's routes are there to be counted by; the router does not know them."""
+    """The gateway's routes are there to be counted by; the router does not know them, and who may
+    call is said by `raftkv.api.etcd.guards`."""
 
 
 class Gateway:
@@ -165,7 +167,8 @@ class Gateway:
             target.handler(stream)
             stream.resume()
             return
-        body = x.request.body
+        # Nothing of it is kept: it may hold a password.
+        body, x.request.body = x.request.body, b""
         request = target.request()
         if body.strip():
             try:
@@ -216,6 +219,11 @@ class _JsonCall:
     @on_cancel.setter
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
         self._x.on_lost = callback
+
+    @property
+    def source(self) -> str:
+        """See `AnyCall`."""
+        return self._x.source
 
     def meta(self, name: str) -> str | None:
         """A metadata value, from the header that the gateway makes it of."""
