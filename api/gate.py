@@ -1,7 +1,11 @@
 """The gate that every request of every door passes before it is given to a handler.
 
-Today it keeps foreign web pages from writing through a visitor's browser; who the caller is and
-what they may do is decided here too, once the store knows users.
+It says who the caller is and what they may do, and keeps foreign web pages from writing through a
+visitor's browser.
+
+Every call of every door declares a `Guard`: what it needs, computed from the request. One without
+is refused: deny by default. What a handler then does it does through the `Caller` that the gate
+gave it, which judges the whole effect of each command (`raftkv.machine.access.effects`).
 
 A page of any site can make a browser send a form or a plain-text POST to a loopback address
 without asking (CVE-2018-1098). Two things stop that: a JSON body needs a JSON content type, which
@@ -11,32 +15,184 @@ carries an `Origin` must come from the host that it is sent to.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
+from raftkv.api.callers import TOKEN_NEEDED, Caller, KnownCaller, review
 from raftkv.api.http.refusals import ForeignOrigin, UnsupportedMediaType
+from raftkv.api.login import LoginDesk
+from raftkv.api.tokens import RandomTokens, Tokens, bearer, invalid, make_tokens, wall_ms
+from raftkv.errors import InvalidAuthToken, PermissionDenied
+from raftkv.limits import CALLERS_MAX, TOKEN_TTL_SECONDS_DEFAULT
+from raftkv.machine.access import ADMIN, Accesses
+from raftkv.server.passwords import Passwords
+from raftkv.server.token_spec import parse_token_spec
+
+if TYPE_CHECKING:
+    from raftkv.server.config import ServerConfig
+    from raftkv.server.store import Done, Store
+    from raftkv.server.watch import Watch
 
 READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
+Guard = Callable[[Any], Accesses]
+"""What a request needs beyond its commands, which are judged when they are proposed."""
+
+
+def public(request: Any) -> Accesses:
+    """A guard: for everybody, known or not. Only for what `PUBLIC` names."""
+    return ()
+
+
+def known(request: Any) -> Accesses:
+    """A guard: for every user. What is shown depends on the user, or is no secret among them."""
+    return ()
+
+
+def by_command(request: Any) -> Accesses:
+    """A guard: for every user whose grants cover all effects of the command it proposes."""
+    return ()
+
+
+def admin(request: Any) -> Accesses:
+    """A guard: for who has the role root."""
+    return (ADMIN,)
+
+
+PUBLIC: Final = frozenset(
+    (
+        "getHealth",
+        "getLivez",
+        "getLivezCheck",
+        "getReadyz",
+        "getReadyzCheck",
+        "getVersion",
+        "logIn",
+        "getOpenapi",
+        "getDocs",
+    )
+)
+"""All operations of the HTTP door that need no token. Nothing here tells of data or of users."""
+
 
 class Gate:
-    """Admits or refuses a request by its method and headers. Stateless; one a door."""
+    """Decides for one member. Shared by its doors; lives on the running loop."""
 
-    __slots__ = ()
+    def __init__(
+        self,
+        store: Store,
+        *,
+        tokens: Tokens | None = None,
+        passwords: Passwords | None = None,
+        clock_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self._machine = store.machine
+        self._store = store
+        self._clock_ms = clock_ms
+        self.tokens = tokens or RandomTokens(store, TOKEN_TTL_SECONDS_DEFAULT)
+        self.passwords = passwords or Passwords()
+        self.logins = LoginDesk(store, self.passwords, self.tokens, asyncio.get_running_loop().time)
+        self._watches: WeakKeyDictionary[Watch, Caller] = WeakKeyDictionary()
+        self.anyone = Caller(store, self._watches)
+        self._callers: OrderedDict[bytes, _Remembered] = OrderedDict()
+        store.machine.on_auth_change.append(self._rules_changed)
 
-    def admit(self, method: bytes, headers: dict[bytes, bytes]) -> None:
+    # -- who, and what ---------------------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """Whether access control is on, as far as this member has applied."""
+        return self._machine.auth.enabled
+
+    def judge(
+        self, guard: Guard | None, authorization: bytes | None, request: Any
+    ) -> tuple[Caller, Accesses]:
+        """The caller to serve a request as, and what its guard found it to need.
+
+        For a handler that reads, the latter goes into `Caller.read_index`. Raises InvalidAuthToken,
+        PermissionDenied, or what the guard raises for a malformed request.
+        """
+        if guard is None:
+            raise PermissionDenied("permission denied: nothing says who may call this")
+        if guard is public or not self._machine.auth.enabled:
+            return self.anyone, ()
+        caller = self.enter(authorization)
+        needs = guard(request)
+        caller.check(needs)
+        return caller, needs
+
+    def enter(self, authorization: bytes | None) -> Caller:
+        """Who shows this `Authorization` header, or token. Raises InvalidAuthToken."""
+        if not self._machine.auth.enabled:
+            return self.anyone
+        if authorization is None:
+            raise InvalidAuthToken(TOKEN_NEEDED)
+        token = bearer(authorization)
+        digest = sha256(token).digest()
+        remembered = self._callers.get(digest)
+        now_ms = self._now_ms()
+        removals = self._machine.token_removals
+        if remembered is None or remembered.expires_ms <= now_ms or remembered.removals != removals:
+            remembered = self._recognise(token, digest, remembered, now_ms)
+        else:
+            self._callers.move_to_end(digest)
+        if self.tokens.renews and not remembered.renewing:
+            remembered.renewing = remembered.expires_ms - now_ms < self.tokens.ttl_ms // 2
+            if remembered.renewing:
+                self.tokens.renew(digest)
+        return remembered.caller
+
+    def leave(self, authorization: bytes | None, done: Done) -> None:
+        """End the token that was shown, if such tokens can be ended: `done` with True or False."""
+        token = bearer(authorization or b"")
+        digest = sha256(token).digest()
+        self._callers.pop(digest, None)
+        self.tokens.drop(digest, done)
+
+    def _recognise(
+        self, token: bytes, digest: bytes, old: _Remembered | None, now_ms: int
+    ) -> _Remembered:
+        self._callers.pop(digest, None)
+        proof = self.tokens.recognise(token, digest)
+        if proof.expires_ms <= now_ms:
+            raise invalid()
+        caller = (
+            KnownCaller(self._store, self._watches, proof.user, proof.auth_revision)
+            if old is None
+            else old.caller
+        )
+        found = _Remembered(caller, proof.expires_ms, self._machine.token_removals)
+        self._callers[digest] = found
+        if len(self._callers) > CALLERS_MAX:
+            self._callers.popitem(last=False)
+        return found
+
+    def _now_ms(self) -> int:
+        # The leader's clock ends tokens; ours stands in while nothing is written.
+        return max(self._clock_ms(), self._machine.clock_ms)
+
+    def _rules_changed(self) -> None:
+        review(self._watches)
+
+    def close(self) -> None:
+        """The member stops."""
+        self.passwords.close()
+
+    # -- web pages -------------------------------------------------------------------------------
+
+    @staticmethod
+    def admit(method: bytes, headers: dict[bytes, bytes]) -> None:
         """Raise a `Refused` unless the request may go on. Headers have lower-case names."""
         origin = headers.get(b"origin")
         if origin is not None and method not in READS:
             check_origin(origin, headers.get(b"host", b""))
 
-    def admit_rpc(self, path: str, token: str | bytes | None, request: Any) -> None:
-        """Raise a `Refused` unless the caller of an RPC may send `request`.
-
-        Called for every request message of etcd's API, whether it came over gRPC or as JSON.
-        `path` is ``/package.Service/Method``; `token` is what the caller shows.
-        """
-
-    def admit_json(self, headers: dict[bytes, bytes]) -> None:
+    @staticmethod
+    def admit_json(headers: dict[bytes, bytes]) -> None:
         """Raise unless the body is declared as JSON, or declared as nothing.
 
         No declaration passes: a browser always declares a body that it was made to send. So does
@@ -55,6 +211,24 @@ class Gate:
             "send `Content-Type: application/json`",
             expected="application/json",
         )
+
+
+def open_gate(store: Store, config: ServerConfig) -> Gate:
+    """The gate of a member, as configured. Raises ConfigError."""
+    spec = parse_token_spec(config.auth_token)
+    return Gate(store, tokens=make_tokens(store, spec, config.auth_token_ttl))
+
+
+class _Remembered:
+    """A token seen before, so that the next request with it costs a look-up."""
+
+    __slots__ = ("caller", "expires_ms", "removals", "renewing")
+
+    def __init__(self, caller: Caller, expires_ms: int, removals: int) -> None:
+        self.caller = caller
+        self.expires_ms = expires_ms
+        self.removals = removals
+        self.renewing = False
 
 
 def check_origin(origin: bytes, host: bytes) -> None:

@@ -245,13 +245,17 @@ def _bind_trouble(host: str, port: int, error: OSError) -> str:
 async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
     """Serve `store` on every client URL of `config`. All or none: raises `ConfigError`."""
     # The doors stand on this module, so they are only looked up when they are opened.
+    from raftkv.api.gate import open_gate
     from raftkv.api.http.door import start_http
 
+    gate = open_gate(store, config)
     listeners: list[Listener] = []
     try:
         for host, port in config.client_addresses:
             listeners.append(
-                await start_http(store, host, port, connections_max=config.max_connections)
+                await start_http(
+                    store, host, port, gate=gate, connections_max=config.max_connections
+                )
             )
     except ConfigError:
         for listener in listeners:

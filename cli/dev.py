@@ -299,11 +299,14 @@ class DevCluster:
 
     async def _poll(self) -> None:
         from raftkv.client.client import AsyncClient
-        from raftkv.errors import RaftkvError
+        from raftkv.errors import InvalidAuthToken, RaftkvError
 
         async def ask(client: AsyncClient, member: DevMember) -> int:
             try:
                 status = await client.cluster.status(member.url, timeout=1.0)
+            except InvalidAuthToken:
+                member.role = "up"  # access control is on: roles are shown to users only
+                return 0
             except RaftkvError:
                 if member.role != "stopped":
                     member.role = "starting"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from raftkv.cli.exits import INTERRUPTED, advice, exit_code
 from raftkv.cli.output import FORMATS, Failure, Output, choose_format
+from raftkv.cli.secrets import own_password
 from raftkv.errors import RaftkvError
 
 if TYPE_CHECKING:
@@ -29,17 +30,31 @@ class Session:
     endpoints: str
     timeout: float
     output: Output
+    user: str = field(default="", repr=False)
+    """A name, or ``name:password``; empty: nobody."""
+    token: str = field(default="", repr=False)
 
     def run(self, work: Callable[[AsyncClient], Awaitable[R]]) -> R:
         """Run `work` with a client; its errors become one line and an exit code."""
 
         async def bounded() -> R:
-            from raftkv.client.client import AsyncClient
-
-            async with AsyncClient(self.endpoints, timeout=self.timeout, patience=0) as client:
+            async with self.client(self.endpoints, patience=0) as client:
                 return await work(client)
 
         return guarded(lambda: asyncio.run(bounded()))
+
+    def client(self, endpoints: str | Sequence[str], **more: Any) -> AsyncClient:
+        """A client of some endpoints, as the user that the options name."""
+        from raftkv.client.client import AsyncClient
+
+        user, colon, password = self.user.partition(":")
+        if user and not colon:
+            # Asked for once a command, whatever it does.
+            password = own_password(user)
+            self.user = f"{user}:{password}"
+        return AsyncClient(
+            endpoints, timeout=self.timeout, user=user, password=password, token=self.token, **more
+        )
 
 
 def guarded(work: Callable[[], R]) -> R:
@@ -58,7 +73,7 @@ def guarded(work: Callable[[], R]) -> R:
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--endpoints, --timeout and --output, which leave as one `session` argument."""
+    """--endpoints, --timeout, --user, --token and --output: one `session` argument."""
 
     @click.option(
         "--endpoints",
@@ -74,6 +89,19 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help=f"Longest time for one request, retries included.  [default: {TIMEOUT_DEFAULT:g}]",
     )
     @click.option(
+        "--user",
+        "as_user",
+        envvar="RAFTKV_USER",
+        metavar="NAME[:PASSWORD]",
+        help="Log in; asks for the password, or takes it from RAFTKV_PASSWORD.",
+    )
+    @click.option(
+        "--token",
+        envvar="RAFTKV_TOKEN",
+        metavar="TOKEN",
+        help="Show this token instead of logging in.",
+    )
+    @click.option(
         "-o",
         "--output",
         envvar="RAFTKV_OUTPUT",
@@ -85,6 +113,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         endpoints: str | None,
         timeout: float | None,
+        as_user: str | None,
+        token: str | None,
         output: str | None,
         **kwargs: Any,
     ) -> Any:
@@ -93,6 +123,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             endpoints or outer.get("endpoints") or ENDPOINT_DEFAULT,
             timeout or outer.get("timeout") or TIMEOUT_DEFAULT,
             Output(choose_format(output or outer.get("output"))),
+            as_user or outer.get("user") or "",
+            token or outer.get("token") or "",
         )
         return command(*args, session=session, **kwargs)
 

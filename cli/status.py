@@ -39,11 +39,9 @@ def status(session: Session, cluster: bool) -> None:
 
     async def work(client: AsyncClient) -> tuple[tuple[str, Status | RaftkvError], ...]:
         if cluster:
-            from raftkv.client.client import AsyncClient
-
             members = await client.cluster.members()
             urls = [url for item in members for url in item.client_urls[:1]]
-            async with AsyncClient(urls or client.endpoints, timeout=session.timeout) as wide:
+            async with session.client(urls or client.endpoints) as wide:
                 return await wide.cluster.statuses()
         return await client.cluster.statuses()
 

@@ -260,3 +260,87 @@ class IdempotencyMismatch(Refused):
     """The idempotency key was used before, for another request."""
 
     code = "idempotency_mismatch"
+
+
+class PermissionDenied(Refused):
+    """The caller is known, and may not do this."""
+
+    code = "permission_denied"
+
+
+class AuthenticationFailed(Refused):
+    """The user is unknown or the password wrong; which of them is never told."""
+
+    code = "authentication_failed"
+
+
+class InvalidAuthToken(Refused):
+    """A token is needed and there is none, or it is forged, expired or revoked. Log in again."""
+
+    code = "invalid_auth_token"
+
+
+class AuthRevisionOld(Refused):
+    """Access rules changed between the decision and the deed, so nothing was done. Try again."""
+
+    code = "auth_revision_old"
+
+
+class AuthNotEnabled(Refused):
+    """There is nothing to log in to: access control is off."""
+
+    code = "auth_not_enabled"
+
+
+class RootUserMissing(Refused):
+    """Access control cannot be enabled before there is a user named root."""
+
+    code = "root_user_missing"
+
+
+class RootRoleMissing(Refused):
+    """Access control cannot be enabled before the user root has the role root."""
+
+    code = "root_role_missing"
+
+
+class InvalidAuthManagement(Refused):
+    """A change of users or roles that would lock everybody out, or a range that is none."""
+
+    code = "invalid_auth_management"
+
+
+class UserExists(Refused):
+    """A user of that name exists already; facts: user."""
+
+    code = "user_exists"
+
+
+class UserNotFound(Refused):
+    """No such user; facts: user."""
+
+    code = "user_not_found"
+
+
+class RoleExists(Refused):
+    """A role of that name exists already; facts: role."""
+
+    code = "role_exists"
+
+
+class RoleNotFound(Refused):
+    """No such role; facts: role."""
+
+    code = "role_not_found"
+
+
+class RoleNotGranted(Refused):
+    """The user does not have the role; facts: user, role."""
+
+    code = "role_not_granted"
+
+
+class PermissionNotGranted(Refused):
+    """The role has no permission on exactly that range; facts: role."""
+
+    code = "permission_not_granted"

@@ -39,6 +39,31 @@ SERVICE_META_MAX: Final = 64
 SERVICE_WEIGHT_MAX: Final = 1_000_000
 SERVICE_RECORD_BYTES_MAX: Final = 64 * KIB
 
+# Access control. A token's row is dropped once it is over its time, a few at each login.
+AUTH_NAME_BYTES_MAX: Final = 255
+PASSWORD_BYTES_MAX: Final = 1024
+PASSWORD_HASH_BYTES_MAX: Final = 512
+USERS_MAX: Final = 10_000
+ROLES_MAX: Final = 10_000
+USER_ROLES_MAX: Final = 256
+ROLE_PERMISSIONS_MAX: Final = 1_000
+ROLE_BYTES_MAX: Final = 1 * MIB
+TOKENS_MAX: Final = 100_000
+TOKENS_PER_USER_MAX: Final = 1_000
+TOKENS_FORGOTTEN_PER_LOGIN: Final = 16
+TOKEN_TTL_SECONDS_MIN: Final = 1
+TOKEN_TTL_SECONDS_DEFAULT: Final = 300
+TOKEN_TTL_SECONDS_MAX: Final = 30 * 24 * 60 * 60
+TOKEN_BYTES_MAX: Final = 8 * KIB
+TOKEN_KEY_BYTES_MAX: Final = 64 * KIB
+CALLERS_MAX: Final = 10_000
+PASSWORD_THREADS: Final = 1
+PASSWORD_QUEUE_MAX: Final = 64
+LOGIN_FAILURES_FREE: Final = 10
+LOGIN_FAILURE_FORGOTTEN_SECONDS: Final = 30
+LOGIN_WAIT_SECONDS_MAX: Final = 60
+LOGIN_SOURCES_MAX: Final = 10_000
+
 # Consensus and log.
 BATCH_BYTES_MAX: Final = 4 * MIB
 BATCH_COMMANDS_MAX: Final = 4096
@@ -146,6 +171,8 @@ check(
     IDEMPOTENCY_RESULT_BYTES_MAX * 2 <= IDEMPOTENCY_BYTES_MAX,
     "several first results must fit under their total",
 )
+check(TOKENS_PER_USER_MAX * 10 <= TOKENS_MAX, "one user alone must not use up all tokens")
+check(ROLE_BYTES_MAX <= REQUEST_BYTES_MAX, "a role must fit into an answer")
 check(BATCH_BYTES_MAX * 2 <= WAL_RECORD_BYTES_MAX, "a batch must fit into a log record")
 check(BATCH_BYTES_MAX <= APPEND_BYTES_MAX, "a batch must fit into an append")
 check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a peer frame")

@@ -70,6 +70,25 @@ NO_DOWNGRADE: Final = _row(Status.FAILED_PRECONDITION, "no inflight downgrade jo
 # Authentication.
 AUTH_NOT_ENABLED: Final = _row(Status.FAILED_PRECONDITION, "authentication is not enabled")
 ROOT_USER_MISSING: Final = _row(Status.FAILED_PRECONDITION, "root user does not exist")
+ROOT_ROLE_MISSING: Final = _row(Status.FAILED_PRECONDITION, "root user does not have root role")
+USER_EXISTS: Final = _row(Status.FAILED_PRECONDITION, "user name already exists")
+USER_EMPTY: Final = _row(Status.INVALID_ARGUMENT, "user name is empty")
+USER_NOT_FOUND: Final = _row(Status.FAILED_PRECONDITION, "user name not found")
+ROLE_EXISTS: Final = _row(Status.FAILED_PRECONDITION, "role name already exists")
+ROLE_EMPTY: Final = _row(Status.INVALID_ARGUMENT, "role name is empty")
+ROLE_NOT_FOUND: Final = _row(Status.FAILED_PRECONDITION, "role name not found")
+ROLE_NOT_GRANTED: Final = _row(Status.FAILED_PRECONDITION, "role is not granted to the user")
+PERMISSION_NOT_GRANTED: Final = _row(
+    Status.FAILED_PRECONDITION, "permission is not granted to the role"
+)
+PERMISSION_NOT_GIVEN: Final = _row(Status.INVALID_ARGUMENT, "permission not given")
+AUTH_FAILED: Final = _row(
+    Status.INVALID_ARGUMENT, "authentication failed, invalid user ID or password"
+)
+BAD_AUTH_MANAGEMENT: Final = _row(Status.INVALID_ARGUMENT, "invalid auth management")
+AUTH_REVISION_OLD: Final = _row(Status.INVALID_ARGUMENT, "revision of auth store is old")
+PERMISSION_DENIED: Final = _row(Status.PERMISSION_DENIED, "permission denied")
+BAD_TOKEN: Final = _row(Status.UNAUTHENTICATED, "invalid auth token")
 
 # The member or the cluster, at this moment.
 NO_LEADER: Final = _row(Status.UNAVAILABLE, "no leader")
@@ -106,6 +125,20 @@ TABLE: Final[dict[type[errors.RaftkvError], Row]] = {
     errors.MemberNotFound: MEMBER_NOT_FOUND,
     errors.MemberExists: PEER_URL_EXISTS,
     errors.ChangeRefused: NOT_ENOUGH_STARTED,
+    errors.AuthNotEnabled: AUTH_NOT_ENABLED,
+    errors.RootUserMissing: ROOT_USER_MISSING,
+    errors.RootRoleMissing: ROOT_ROLE_MISSING,
+    errors.UserExists: USER_EXISTS,
+    errors.UserNotFound: USER_NOT_FOUND,
+    errors.RoleExists: ROLE_EXISTS,
+    errors.RoleNotFound: ROLE_NOT_FOUND,
+    errors.RoleNotGranted: ROLE_NOT_GRANTED,
+    errors.PermissionNotGranted: PERMISSION_NOT_GRANTED,
+    errors.AuthenticationFailed: AUTH_FAILED,
+    errors.InvalidAuthManagement: BAD_AUTH_MANAGEMENT,
+    errors.AuthRevisionOld: AUTH_REVISION_OLD,
+    errors.PermissionDenied: PERMISSION_DENIED,
+    errors.InvalidAuthToken: BAD_TOKEN,
     errors.NotLeader: NOT_LEADER,
     errors.NoLeader: NO_LEADER,
     errors.LeadershipLost: LEADER_CHANGED,
@@ -123,6 +156,9 @@ REASONS: Final[dict[str, Row]] = {
     "sort_option": SORT_OPTION,
     "too_many_operations": TOO_MANY_OPERATIONS,
     "nesting": TOO_MANY_OPERATIONS,
+    "user_name_empty": USER_EMPTY,
+    "role_name_empty": ROLE_EMPTY,
+    "permission_not_given": PERMISSION_NOT_GIVEN,
 }
 """`InvalidRequest`, by the `reason` among its facts."""
 

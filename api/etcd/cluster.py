@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from raftkv.server.config import BadValue, split_url
 from raftkv.server.store import MemberInfo
 
 if TYPE_CHECKING:
-    from raftkv.server.store import Store
+    from raftkv.api.callers import Caller
 
 _Member = rpc_message("Member")
 _Members = rpc_message("MemberListResponse")
@@ -57,7 +57,7 @@ class ClusterService(Service):
         rpcs.add(path + "MemberUpdate", rpc_message("MemberUpdateRequest"), self.update)
         rpcs.add(path + "MemberPromote", rpc_message("MemberPromoteRequest"), self.promote)
 
-    def list(self, caller: Store, call: Unary, request: Any) -> None:
+    def list(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer MemberListResponse."""
         if request.linearizable:
             caller.read_index(partial(self._list, call))
@@ -73,11 +73,15 @@ class ClusterService(Service):
         members = _Members(members=map(member_message, self.store.members()))
         call.reply(self.headers.at(0) + members.SerializeToString())
 
-    def add(self, caller: Store, call: Unary, request: Any) -> None:
+    def add(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer MemberAddResponse, once the change is applied here."""
-        self.rpcs.run(call, self._add(call, checked_urls(request.peerURLs), request.isLearner))
+        peer_urls = checked_urls(request.peerURLs)
+        self.rpcs.run(call, self._add(caller, call, peer_urls, request.isLearner))
 
-    async def _add(self, call: Unary, peer_urls: tuple[str, ...], learner: bool) -> None:
+    async def _add(
+        self, caller: Caller, call: Unary, peer_urls: tuple[str, ...], learner: bool
+    ) -> None:
+        await self.rpcs.confirmed(caller)
         try:
             member = await self.store.add_member("", peer_urls, learner)
         except ChangeRefused as refused:
@@ -89,13 +93,15 @@ class ClusterService(Service):
         )
         call.reply(self.headers.at(0) + added.SerializeToString())
 
-    def remove(self, caller: Store, call: Unary, request: Any) -> None:
+    def remove(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer MemberRemoveResponse, once the change is applied here."""
-        self.rpcs.run(call, self._change(call, self.store.remove_member(request.ID)))
+        change = partial(self.store.remove_member, request.ID)
+        self.rpcs.run(call, self._change(caller, call, change))
 
-    def promote(self, caller: Store, call: Unary, request: Any) -> None:
+    def promote(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer MemberPromoteResponse, once the change is applied here."""
-        self.rpcs.run(call, self._change(call, self._promote(request.ID)))
+        change = partial(self._promote, request.ID)
+        self.rpcs.run(call, self._change(caller, call, change))
 
     async def _promote(self, member_id: int) -> None:
         known = {member.member_id: member for member in self.store.members()}
@@ -106,11 +112,14 @@ class ClusterService(Service):
         except ChangeRefused as refused:
             raise answers.LEARNER_NOT_READY.fault() from refused
 
-    async def _change(self, call: Unary, change: Coroutine[Any, Any, None]) -> None:
-        await change
+    async def _change(
+        self, caller: Caller, call: Unary, change: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        await self.rpcs.confirmed(caller)
+        await change()
         self._reply(call)
 
-    def update(self, caller: Store, call: Unary, request: Any) -> None:
+    def update(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer MemberUpdateResponse, once the change is applied here."""
         if request.ID not in {member.member_id for member in self.store.members()}:
             raise answers.MEMBER_NOT_FOUND.fault()

@@ -44,7 +44,7 @@ class EtcdDoor:
 
     def __init__(self, store: Store, *, gate: Gate | None = None) -> None:
         self.store = store
-        self.rpcs = Rpcs(store, gate or Gate(), self._report)
+        self.rpcs = Rpcs(store, gate or Gate(store), self._report)
         self.server = GrpcServer()
         self.shell = GrpcShell(self.server)
         for service in SERVICES:

@@ -22,8 +22,8 @@ from raftkv.machine.commands import (
 )
 
 if TYPE_CHECKING:
+    from raftkv.api.callers import Caller
     from raftkv.machine.records import Record
-    from raftkv.server.store import Store
 
 PATH = "/v3electionpb.Election/"
 
@@ -47,11 +47,11 @@ class ElectionService(Service):
             PATH + "Observe", message("v3electionpb.LeaderRequest"), self.observe
         )
 
-    def campaign(self, caller: Store, call: Unary, request: Any) -> None:
+    def campaign(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer CampaignResponse once the election is won."""
         self.rpcs.run(call, plainly(self._campaign(caller, call, request)))
 
-    async def _campaign(self, caller: Store, call: Unary, request: Any) -> None:
+    async def _campaign(self, caller: Caller, call: Unary, request: Any) -> None:
         ownership = Ownership(self.rpcs, caller, request.name)
         lease = await ownership.session(request.lease)
         key = ownership.key(lease)
@@ -77,12 +77,12 @@ class ElectionService(Service):
         if not result.succeeded:
             raise answers.NOT_ELECTED.fault()
 
-    def proclaim(self, caller: Store, call: Unary, request: Any) -> None:
+    def proclaim(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer ProclaimResponse; refused unless the election is still won."""
         leader = self._leader_of(request)
         self.rpcs.run(call, plainly(self._proclaimed(caller, call, leader, request.value)))
 
-    async def _proclaimed(self, caller: Store, call: Unary, leader: Any, value: bytes) -> None:
+    async def _proclaimed(self, caller: Caller, call: Unary, leader: Any, value: bytes) -> None:
         ownership = Ownership(self.rpcs, caller, leader.name)
         await self._proclaim(ownership, leader.key, leader.rev, value)
         call.reply(self.headers.now())
@@ -93,7 +93,7 @@ class ElectionService(Service):
             raise answers.LEADER_KEY_MISSING.fault()
         return request.leader
 
-    def leader(self, caller: Store, call: Unary, request: Any) -> None:
+    def leader(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer LeaderResponse."""
         ownership = Ownership(self.rpcs, caller, request.name)
         self.rpcs.run(call, plainly(self._leader(call, ownership)))
@@ -104,17 +104,17 @@ class ElectionService(Service):
             raise answers.NO_ELECTED_LEADER.fault()
         call.reply(self.headers.now() + field(2, owner.wire))
 
-    def resign(self, caller: Store, call: Unary, request: Any) -> None:
+    def resign(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer ResignResponse, whether or not the election was still won."""
         leader = self._leader_of(request)
         self.rpcs.run(call, plainly(self._resign(caller, call, leader)))
 
-    async def _resign(self, caller: Store, call: Unary, leader: Any) -> None:
+    async def _resign(self, caller: Caller, call: Unary, leader: Any) -> None:
         ownership = Ownership(self.rpcs, caller, leader.name)
         await ownership.transact(txn([still_leads(leader)], [delete_op(leader.key)]))
         call.reply(self.headers.now())
 
-    def observe(self, caller: Store, call: Streaming, request: Any) -> None:
+    def observe(self, caller: Caller, call: Streaming, request: Any) -> None:
         """Answer a LeaderResponse for each leader and each value proclaimed, until cancelled."""
         ownership = Ownership(self.rpcs, caller, request.name)
         self.rpcs.run(call, plainly(self._observe(call, ownership)))

@@ -18,6 +18,7 @@ from raftkv.api.etcd.jsoncalls import JsonStream, JsonUnary, decoded, fail
 from raftkv.api.etcd.jsonform import fill
 from raftkv.api.etcd.messages import ETCD, METHODS
 from raftkv.api.etcd.sockets import SocketStream, wants_socket
+from raftkv.api.gate import by_command
 from raftkv.api.grpc.status import Status
 from raftkv.api.http.router import Route
 from raftkv.errors import InvalidRequest, RaftkvError
@@ -93,11 +94,12 @@ class _Target:
         self.request = request
         self.response = response
         self.streaming = streaming
-        self.route = Route("POST", name, _never, f"etcd {name}", "", "etcd")
+        self.route = Route("POST", name, _never, f"etcd {name}", "", "etcd", guard=by_command)
 
 
 def _never(x: Exchange) -> None:
-    """The gateway's routes are there to be counted by; the router does not know them."""
+    """The gateway's routes are there to be counted by; the router does not know them, and who may
+    call is said by `raftkv.api.etcd.guards`."""
 
 
 class Gateway:
@@ -150,7 +152,8 @@ class Gateway:
             target.handler(stream)
             stream.resume()
             return
-        body = x.request.body
+        # Nothing of it is kept: it may hold a password.
+        body, x.request.body = x.request.body, b""
         request = target.request()
         if body.strip():
             try:

@@ -91,6 +91,11 @@ class _JsonCall:
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
         self._x.on_lost = callback
 
+    @property
+    def source(self) -> str:
+        """See `AnyCall`."""
+        return self._x.source
+
     def meta(self, name: str) -> str | None:
         """A metadata value, from the header that the gateway makes it of."""
         header = b"authorization" if name == "token" else b"grpc-metadata-" + name.encode()

@@ -12,12 +12,13 @@ from raftkv.api.etcd.rpc import Rpcs, Service, Streaming, Unary, answering
 from raftkv.api.etcd.txn import TxnEncoder, TxnParts, is_read_only, is_serializable, txn_parts
 from raftkv.api.etcd.wire import field, number_field, records_field
 from raftkv.errors import RaftkvError
+from raftkv.machine.access import effects
 from raftkv.machine.commands import compact, delete, put, txn
 
 if TYPE_CHECKING:
+    from raftkv.api.callers import Caller
     from raftkv.machine.records import Record
     from raftkv.machine.results import CompactResult, DeleteResult, PutResult, TxnResult
-    from raftkv.server.store import Store
 
 COMPACTION_LOOK_SECONDS: Final = 0.02
 ONE_KEY: Final = number_field(4, 1)
@@ -38,7 +39,7 @@ class Kv(Service):
 
     # ---- reading
 
-    def range(self, caller: Store, call: Unary, request: Any) -> None:
+    def range(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer RangeResponse."""
         if not request.key:
             raise answers.EMPTY_KEY.fault()
@@ -78,7 +79,7 @@ class Kv(Service):
     def _read_more(self, call: Unary, reader: RangeReader) -> None:
         self._read_on(call, reader)
 
-    def range_stream(self, caller: Store, call: Streaming, request: Any) -> None:
+    def range_stream(self, caller: Caller, call: Streaming, request: Any) -> None:
         """Answer RangeStreamResponses: records as they are read, then header, count and more."""
         if not request.key:
             raise answers.EMPTY_KEY.fault()
@@ -96,7 +97,7 @@ class Kv(Service):
 
     # ---- writing
 
-    def put(self, caller: Store, call: Unary, request: Any) -> None:
+    def put(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer PutResponse."""
         command = put(
             request.key,
@@ -114,7 +115,7 @@ class Kv(Service):
         previous = result.previous
         call.reply(header if previous is None else header + field(2, previous.wire))
 
-    def delete(self, caller: Store, call: Unary, request: Any) -> None:
+    def delete(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer DeleteRangeResponse."""
         start, end = interval(request.key, request.range_end)
         command = delete(start, end, prev=request.prev_kv)
@@ -132,13 +133,18 @@ class Kv(Service):
             )
         )
 
-    def txn(self, caller: Store, call: Unary, request: Any) -> None:
+    def txn(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer TxnResponse. One that writes nothing is read here, without the log."""
         parts = txn_parts(request)
         command = txn(*parts)
         if not is_read_only(request):
             caller.propose(command, partial(self._txn_done, call, request))
-        elif is_serializable(request):
+            return
+        if caller.user is not None:
+            needs = effects(command)
+            caller.check(needs)
+            caller = caller.asking(needs)
+        if is_serializable(request):
             self._txn_read(call, request, parts, None)
         else:
             caller.read_index(partial(self._txn_read, call, request, parts))
@@ -157,7 +163,7 @@ class Kv(Service):
         body = TxnEncoder(result).body(request, result)
         call.reply(self.headers.at(result.revision) + body)
 
-    def compact(self, caller: Store, call: Unary, request: Any) -> None:
+    def compact(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer CompactionResponse, once the rows are removed here if it is to be physical."""
         # Below zero is below every revision there ever was.
         revision = request.revision if request.revision >= 0 else 0
@@ -180,7 +186,7 @@ class _RangeStream:
 
     __slots__ = ("_call", "_kv", "_reader", "_request", "_scheduled", "rpcs")
 
-    def __init__(self, kv: Kv, caller: Store, call: Streaming, request: Any) -> None:
+    def __init__(self, kv: Kv, caller: Caller, call: Streaming, request: Any) -> None:
         self._kv = kv
         self.rpcs = kv.rpcs
         self._call = call

@@ -12,7 +12,7 @@ from raftkv.api.etcd.messages import rpc_message
 from raftkv.api.etcd.rpc import Rpcs, Service, Streaming, Unary, answering
 from raftkv.api.etcd.wire import field, number_field
 from raftkv.api.http.leases import fresh_lease
-from raftkv.errors import LeaseNotFound, RaftkvError
+from raftkv.errors import LeaseNotFound, PermissionDenied, RaftkvError
 from raftkv.limits import (
     ETCD_KEEP_ALIVES_WAITING_MAX,
     ETCD_LEASE_TTL_SECONDS_MIN,
@@ -21,8 +21,9 @@ from raftkv.limits import (
 from raftkv.machine.commands import lease_grant, lease_revoke
 
 if TYPE_CHECKING:
+    from raftkv.api.callers import Caller
     from raftkv.machine.results import LeaseResult, RevokeResult
-    from raftkv.server.store import KeepAliveResult, LeaseTime, Store
+    from raftkv.server.store import KeepAliveResult, LeaseTime
 KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
 
 
@@ -45,7 +46,7 @@ class LeaseService(Service):
         rpcs.add(path + "LeaseLeases", rpc_message("LeaseLeasesRequest"), self.leases)
         rpcs.add_stream(KEEP_ALIVE, rpc_message("LeaseKeepAliveRequest"), self.keep_alive)
 
-    def grant(self, caller: Store, call: Unary, request: Any) -> None:
+    def grant(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer LeaseGrantResponse. Id 0: one is drawn."""
         ttl = granted_ttl(request.TTL)
         command = lease_grant(request.ID or fresh_lease(), ttl, chosen=not request.ID)
@@ -56,7 +57,7 @@ class LeaseService(Service):
         granted = number_field(2, result.lease) + number_field(3, result.ttl_seconds)
         call.reply(self.headers.now() + granted)
 
-    def revoke(self, caller: Store, call: Unary, request: Any) -> None:
+    def revoke(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer LeaseRevokeResponse."""
         caller.propose(lease_revoke(request.ID), partial(self._revoked, call))
 
@@ -64,45 +65,48 @@ class LeaseService(Service):
     def _revoked(self, call: Unary, result: RevokeResult) -> None:
         call.reply(self.headers.at(result.revision))
 
-    def time(self, caller: Store, call: Unary, request: Any) -> None:
+    def time(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer LeaseTimeToLiveResponse; of an unknown lease, with TTL -1."""
         caller.read_index(partial(self._time, call, caller, request))
 
     @answering
-    def _time(self, call: Unary, caller: Store, request: Any, error: RaftkvError | None) -> None:
+    def _time(self, call: Unary, caller: Caller, request: Any, error: RaftkvError | None) -> None:
         if self.store.machine.lease(request.ID) is None:
             self._unknown(call, request)
         else:
-            caller.lease_time(request.ID, partial(self._timed, call, request))
+            caller.lease_time(request.ID, partial(self._timed, call, caller, request))
 
-    def _timed(self, call: Unary, request: Any, result: Any) -> None:
+    def _timed(self, call: Unary, caller: Caller, request: Any, result: Any) -> None:
         if isinstance(result, LeaseNotFound):
             self._unknown(call, request)
         else:
-            self._told(call, request, result)
+            self._told(call, caller, request, result)
 
     def _unknown(self, call: Unary, request: Any) -> None:
         call.reply(self.headers.now() + number_field(2, request.ID) + number_field(3, -1))
 
     @answering
-    def _told(self, call: Unary, request: Any, time: LeaseTime) -> None:
+    def _told(self, call: Unary, caller: Caller, request: Any, time: LeaseTime) -> None:
+        keys = self.store.machine.lease_keys(time.lease) if request.keys else []
+        if len(caller.readable(keys)) < len(keys):
+            # As in etcd: all of them or none.
+            raise PermissionDenied("keys hang on this lease that you may not read")
         parts = [
             self.headers.now(),
             number_field(2, time.lease),
             number_field(3, time.remaining_ms // 1000),
             number_field(4, time.ttl_seconds),
         ]
-        if request.keys:
-            parts += [field(5, key) for key in self.store.machine.lease_keys(time.lease)]
+        parts += [field(5, key) for key in keys]
         call.reply(b"".join(parts))
 
-    def leases(self, caller: Store, call: Unary, request: Any) -> None:
+    def leases(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer LeaseLeasesResponse."""
-        caller.read_index(partial(self._leases, call))
+        caller.read_index(partial(self._leases, call, caller))
 
     @answering
-    def _leases(self, call: Unary, error: RaftkvError | None) -> None:
-        held = [field(2, number_field(1, each.lease)) for each in self.store.machine.leases()]
+    def _leases(self, call: Unary, caller: Caller, error: RaftkvError | None) -> None:
+        held = [field(2, number_field(1, each.lease)) for each in caller.leases()]
         call.reply(b"".join((self.headers.now(), *held)))
 
     def keep_alive(self, call: Streaming) -> Callable[[Any], None]:

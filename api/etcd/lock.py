@@ -12,7 +12,7 @@ from raftkv.api.etcd.wire import field
 from raftkv.machine.commands import delete, put_op, range_op
 
 if TYPE_CHECKING:
-    from raftkv.server.store import Store
+    from raftkv.api.callers import Caller
 
 
 class LockService(Service):
@@ -23,7 +23,7 @@ class LockService(Service):
         rpcs.add("/v3lockpb.Lock/Lock", ETCD.message("v3lockpb.LockRequest"), self.lock)
         rpcs.add("/v3lockpb.Lock/Unlock", ETCD.message("v3lockpb.UnlockRequest"), self.unlock)
 
-    def lock(self, caller: Store, call: Unary, request: Any) -> None:
+    def lock(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer LockResponse once the lock is held."""
         ownership = Ownership(self.rpcs, caller, request.name)
         self.rpcs.run(call, plainly(self._lock(call, ownership, request.lease)))
@@ -47,10 +47,10 @@ class LockService(Service):
         else:
             call.reply(self.headers.at(result.revision) + field(2, key))
 
-    def unlock(self, caller: Store, call: Unary, request: Any) -> None:
+    def unlock(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer UnlockResponse."""
         self.rpcs.run(call, plainly(self._unlock(caller, call, request.key)))
 
-    async def _unlock(self, caller: Store, call: Unary, key: bytes) -> None:
+    async def _unlock(self, caller: Caller, call: Unary, key: bytes) -> None:
         result = await self.rpcs.outcome(caller.propose, delete(key))
         call.reply(self.headers.at(result.revision))

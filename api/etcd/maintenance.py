@@ -20,8 +20,8 @@ from raftkv.limits import KIB
 from raftkv.machine.commands import AlarmKind, alarm
 
 if TYPE_CHECKING:
+    from raftkv.api.callers import Caller
     from raftkv.machine.results import AlarmResult
-    from raftkv.server.store import Store
 
 SNAPSHOT_BLOB_BYTES: Final = 32 * KIB
 SNAPSHOT_DIGEST_BYTES: Final = 32
@@ -50,7 +50,7 @@ class MaintenanceService(Service):
 
     # ---- status and alarms
 
-    def status(self, caller: Store, call: Unary, request: Any) -> None:
+    def status(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer StatusResponse."""
         status = self.store.status()
         problems = []
@@ -75,7 +75,7 @@ class MaintenanceService(Service):
         )
         call.reply(self.headers.now() + answer.SerializeToString())
 
-    def alarm(self, caller: Store, call: Unary, request: Any) -> None:
+    def alarm(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer AlarmResponse: the alarms asked for, or the one that changed."""
         kind = request.alarm
         if request.action not in (_ACTIVATE, _DEACTIVATE) or not kind:
@@ -95,18 +95,18 @@ class MaintenanceService(Service):
         answer = _Alarms(alarms=[{"memberID": member, "alarm": kind} for kind, member in alarms])
         call.reply(self.headers.now() + answer.SerializeToString())
 
-    def defragment(self, caller: Store, call: Unary, request: Any) -> None:
+    def defragment(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer DefragmentResponse: freed pages are used again without being asked."""
         call.reply(b"")
 
     # ---- hashes
 
-    def hash(self, caller: Store, call: Unary, request: Any) -> None:
+    def hash(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer HashResponse: of all state, equal on members that have applied as much."""
         digest = int.from_bytes(self.store.machine.state_hash[:4], "big")
         call.reply(self.headers.now() + number_field(2, digest))
 
-    def hash_kv(self, caller: Store, call: Unary, request: Any) -> None:
+    def hash_kv(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer HashKVResponse: of the keys as they are at a revision, 0 for the newest."""
         self.rpcs.run(call, self._hash_kv(call, max(request.revision, 0)))
 
@@ -134,12 +134,13 @@ class MaintenanceService(Service):
 
     # ---- snapshots
 
-    def snapshot(self, caller: Store, call: Streaming, request: Any) -> None:
+    def snapshot(self, caller: Caller, call: Streaming, request: Any) -> None:
         """Answer SnapshotResponses: the file in pieces, last the SHA-256 of all before it."""
-        self.rpcs.run(call, self._snapshot(call))
+        self.rpcs.run(call, self._snapshot(caller, call))
 
-    async def _snapshot(self, call: Streaming) -> None:
+    async def _snapshot(self, caller: Caller, call: Streaming) -> None:
         outlet = Outlet(call)
+        await self.rpcs.confirmed(caller)
         snapshot = await self.store.snapshot()
         left = snapshot.size_bytes - SNAPSHOT_DIGEST_BYTES
         version = field(4, SERVER_VERSION.encode())
@@ -158,20 +159,21 @@ class MaintenanceService(Service):
 
     # ---- the cluster
 
-    def move_leader(self, caller: Store, call: Unary, request: Any) -> None:
+    def move_leader(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer MoveLeaderResponse. Only the leader moves."""
         if self.store.status()["role"] != "leader":
             raise answers.NOT_LEADER.fault()
-        self.rpcs.run(call, self._move_leader(call, request.targetID))
+        self.rpcs.run(call, self._move_leader(caller, call, request.targetID))
 
-    async def _move_leader(self, call: Unary, target: int) -> None:
+    async def _move_leader(self, caller: Caller, call: Unary, target: int) -> None:
+        await self.rpcs.confirmed(caller)
         try:
             await self.store.transfer_leader(target)
         except (MemberNotFound, ChangeRefused) as refused:
             raise answers.BAD_TRANSFEREE.fault() from refused
         call.reply(self.headers.now())
 
-    def downgrade(self, caller: Store, call: Unary, request: Any) -> None:
+    def downgrade(self, caller: Caller, call: Unary, request: Any) -> None:
         """Refuse: there is no older version that could read this one's data."""
         if request.action == _CANCEL:
             raise answers.NO_DOWNGRADE.fault()

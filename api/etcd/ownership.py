@@ -34,11 +34,11 @@ from raftkv.machine.records import USER_KEYS
 from raftkv.server.watch import WatchSpec
 
 if TYPE_CHECKING:
+    from raftkv.api.callers import Caller
     from raftkv.api.etcd.rpc import AnyCall
     from raftkv.machine.events import Event
     from raftkv.machine.records import Record
     from raftkv.machine.results import Result
-    from raftkv.server.store import Store
 
 SESSION_TTL_SECONDS: Final = 60
 """Of the lease that a contender without one is given; nobody renews it."""
@@ -48,7 +48,7 @@ EVENTS_WAITING_MAX: Final = 256
 class Ownership:
     """The keys under one name."""
 
-    def __init__(self, rpcs: Rpcs, caller: Store, name: bytes) -> None:
+    def __init__(self, rpcs: Rpcs, caller: Caller, name: bytes) -> None:
         self._rpcs = rpcs
         self._caller = caller
         self.prefix = name + b"/"
@@ -159,7 +159,7 @@ class Events:
 
     def __init__(
         self,
-        caller: Store,
+        caller: Caller,
         start: bytes,
         end: bytes | None,
         from_revision: int,

@@ -15,15 +15,21 @@ from raftkv.api.etcd.messages import rpc_message
 from raftkv.api.etcd.ranges import FROM_KEY
 from raftkv.api.etcd.rpc import Rpcs, Service, Streaming
 from raftkv.api.etcd.wire import field, number_field
-from raftkv.errors import Compacted, RaftkvError, Refused
+from raftkv.errors import (
+    Compacted,
+    InvalidAuthToken,
+    PermissionDenied,
+    RaftkvError,
+    Refused,
+)
 from raftkv.limits import GRPC_MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX
 from raftkv.machine.records import USER_KEYS
 from raftkv.machine.wire import varint
 from raftkv.server.watch import Place, Watch, WatchSpec
 
 if TYPE_CHECKING:
+    from raftkv.api.callers import Caller
     from raftkv.machine.events import Event
-    from raftkv.server.store import Store
 
 PATH: Final = "/etcdserverpb.Watch/Watch"
 NO_WATCH: Final = -1
@@ -90,7 +96,7 @@ class WatchStream:
             code, text = answers.row_of(refusal)
             self._not_created(f"rpc error: code = {code.label} desc = {text}")
 
-    def _create_as(self, caller: Store, start: bytes, end: bytes | None, request: Any) -> None:
+    def _create_as(self, caller: Caller, start: bytes, end: bytes | None, request: Any) -> None:
         if request.start_revision < 0:
             self._not_created(answers.COMPACTED.text)
         elif end and end <= start:
@@ -117,7 +123,7 @@ class WatchStream:
         self._next_id += 1
         return free
 
-    def _start(self, caller: Store, spec: WatchSpec, watch_id: int, fragment: bool) -> None:
+    def _start(self, caller: Caller, spec: WatchSpec, watch_id: int, fragment: bool) -> None:
         watcher = Watcher(self, watch_id, fragment)
         watcher.watch = caller.watch(spec, watcher)
         self._watchers[watch_id] = watcher
@@ -151,6 +157,10 @@ class WatchStream:
         if isinstance(error, Compacted):
             head = self.headers.at(0) + number_field(2, watch_id) + CANCELED
             self.call.send(head + number_field(5, error.facts["oldest_revision"]))
+        elif isinstance(error, InvalidAuthToken | PermissionDenied):
+            # The rules changed. Other watchers of the stream may still be allowed.
+            head = self.headers.now() + number_field(2, watch_id) + CANCELED
+            self.call.send(head + field(6, answers.row_of(error).text.encode()))
         else:
             self.rpcs.break_off(self.call, error)
 

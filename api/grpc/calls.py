@@ -183,6 +183,13 @@ class Call(Stream):
             return f"{name[0]}:{name[1]}"
         return str(name or "")
 
+    @property
+    def source(self) -> str:
+        """The client's address, without the port; empty when it is not known."""
+        info = self.connection.info
+        name = info("peername") if info is not None else None
+        return str(name[0]) if isinstance(name, tuple) and name else ""
+
     def fail(
         self, code: int, text: str = "", details: bytes = b"", trailing: Metadata | None = None
     ) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final
 
+from raftkv.api.gate import admin, known
 from raftkv.api.http.codec import hex_id, parse_hex_id
 from raftkv.api.http.exchange import OCTETS, Exchange
 from raftkv.api.http.fields import Field, read_fields
-from raftkv.api.http.handling import answering, once_key
+from raftkv.api.http.handling import answering, confirmed, once_key
 from raftkv.api.http.router import Answer, Route
 from raftkv.errors import InvalidRequest
 from raftkv.machine.commands import compact
@@ -70,7 +71,7 @@ def post_member(x: Exchange) -> None:
     body = read_fields(x.request.body, NEW_MEMBER)
     if not body["peer_urls"]:
         raise InvalidRequest("peer_urls needs at least one address", field="peer_urls")
-    x.run(_add(x, body))
+    confirmed(x, lambda: _add(x, body))
 
 
 async def _add(x: Exchange, body: dict[str, Any]) -> None:
@@ -91,18 +92,20 @@ async def _change(x: Exchange, change: Coroutine[Any, Any, None]) -> None:
 
 
 def delete_member(x: Exchange) -> None:
-    x.run(_change(x, x.door.store.remove_member(_member_of(x))))
+    member = _member_of(x)
+    confirmed(x, lambda: _change(x, x.door.store.remove_member(member)))
 
 
 def post_promote(x: Exchange) -> None:
     read_fields(x.request.body, (), required=False)
-    x.run(_change(x, x.door.store.promote_member(_member_of(x))))
+    member = _member_of(x)
+    confirmed(x, lambda: _change(x, x.door.store.promote_member(member)))
 
 
 def post_transfer(x: Exchange) -> None:
     body = read_fields(x.request.body, TRANSFER, required=False)
     to = None if body["to"] is None else parse_hex_id(body["to"], "to")
-    x.run(_transfer(x, to))
+    confirmed(x, lambda: _transfer(x, to))
 
 
 async def _transfer(x: Exchange, to: int | None) -> None:
@@ -114,7 +117,7 @@ def post_compact(x: Exchange) -> None:
     revision, keep = body["revision"], body["keep"]
     if revision is not None and keep is not None:
         raise InvalidRequest("Give revision or keep, not both")
-    machine = x.door.store.machine
+    machine = x.machine
     if revision is None:
         revision = machine.revision - (keep or 0)
         if revision <= machine.compact_revision:
@@ -126,7 +129,7 @@ def post_compact(x: Exchange) -> None:
                 }
             )
             return
-    x.door.store.propose(compact(revision, once=once_key(x)), partial(_compacted, x))
+    x.caller.propose(compact(revision, once=once_key(x)), partial(_compacted, x))
 
 
 @answering
@@ -135,7 +138,7 @@ def _compacted(x: Exchange, result: CompactResult) -> None:
 
 
 def get_snapshot(x: Exchange) -> None:
-    x.run(_snapshot(x))
+    confirmed(x, lambda: _snapshot(x))
 
 
 async def _snapshot(x: Exchange) -> None:
@@ -159,36 +162,43 @@ MEMBERS: Final = (Answer(200, "All members, after the change.", "Members"),)
 ROUTES: Final = [
     Route(
         "GET", "/api/status", get_status, "getStatus", "How this member is", CLUSTER,
+        guard=known,
         answers=(Answer(200, "The status.", "Status"),),
     ),
     Route(
         "GET", "/api/members", get_members, "listMembers", "List the members", CLUSTER,
+        guard=known,
         answers=(Answer(200, "The members.", "Members"),),
     ),
     Route(
         "POST", "/api/members", post_member, "addMember", "Add a member", CLUSTER,
+        guard=admin,
         body=NEW_MEMBER,
         answers=(Answer(201, "Added.", "AddedMember"),),
         problems=(409, 415), writes=True, once=False,
     ),
     Route(
         "DELETE", "/api/members/{member}", delete_member, "removeMember", "Remove a member",
-        CLUSTER, answers=MEMBERS, problems=(404, 409), writes=True, once=False,
+        CLUSTER,
+        guard=admin, answers=MEMBERS, problems=(404, 409), writes=True, once=False,
     ),
     Route(
         "POST", "/api/members/{member}/promote", post_promote, "promoteMember",
         "Give a learner a vote", CLUSTER,
+        guard=admin,
         body=(), body_required=False, answers=MEMBERS, problems=(404, 409, 415),
         writes=True, once=False,
     ),
     Route(
         "POST", "/api/leader/transfer", post_transfer, "transferLeader", "Hand leadership over",
-        CLUSTER, body=TRANSFER, body_required=False,
+        CLUSTER,
+        guard=admin, body=TRANSFER, body_required=False,
         answers=(Answer(200, "Who leads now.", "Leader"),),
         problems=(404, 409, 415), writes=True, once=False,
     ),
     Route(
         "POST", "/api/compact", post_compact, "compact", "Forget old history", CLUSTER,
+        guard=admin,
         doc="With neither `revision` nor `keep`, everything before the newest revision.",
         body=COMPACTION, body_required=False,
         answers=(Answer(200, "Compacted.", "CompactAnswer"),),
@@ -196,6 +206,7 @@ ROUTES: Final = [
     ),
     Route(
         "GET", "/api/snapshot", get_snapshot, "getSnapshot", "Download a backup", CLUSTER,
+        guard=admin,
         doc="One file that holds the whole store at one revision, with its digest at the end.",
         answers=(Answer(200, "The file.", None, "application/octet-stream"),),
     ),

@@ -159,6 +159,13 @@ class HttpConnection(asyncio.Protocol):
 
     # What exchanges call.
 
+    @property
+    def source(self) -> str:
+        """The client's address, without the port."""
+        transport = self._transport
+        name = None if transport is None else transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) and name else ""
+
     def write(self, data: bytes) -> None:
         """Gather output for this turn of the loop."""
         out = self._out

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from raftkv.api.gate import public
 from raftkv.api.http.codec import dump_json
 from raftkv.api.http.exchange import HTML, JSON, Exchange
 from raftkv.api.http.router import Answer, Route
@@ -198,10 +199,12 @@ _INDENT: Final = orjson.OPT_INDENT_2
 ROUTES: Final = [
     Route(
         "GET", "/openapi.json", get_openapi, "getOpenapi", "This description", "Documentation",
+        guard=public,
         answers=(Answer(200, "OpenAPI 3.1."),),
     ),
     Route(
         "GET", "/docs", get_docs, "getDocs", "This description, to read", "Documentation",
+        guard=public,
         answers=(Answer(200, "A page.", None, "text/html"),),
     ),
 ]  # fmt: skip

@@ -6,19 +6,20 @@ import asyncio
 import logging
 import ssl
 from email.utils import formatdate
+from functools import partial
 from typing import Any, Final
 
 from raftkv.api.etcd.door import EtcdDoor
 from raftkv.api.etcd.gateway import Gateway
 from raftkv.api.gate import Gate
 from raftkv.api.grpc.server import GrpcServer
-from raftkv.api.http import cluster, docs, health, kv, leases, metrics, services, txn, watch
+from raftkv.api.http import auth, cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.openapi import build_openapi
 from raftkv.api.http.router import Route, Router
 from raftkv.api.listener import Listener
-from raftkv.errors import RaftkvError
+from raftkv.errors import InvalidAuthToken, PermissionDenied, RaftkvError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS
 from raftkv.server.store import Store
 
@@ -36,6 +37,7 @@ def all_routes() -> list[Route]:
         *leases.ROUTES,
         *services.ROUTES,
         *cluster.ROUTES,
+        *auth.ROUTES,
         *health.ROUTES,
         *metrics.ROUTES,
         *docs.ROUTES,
@@ -54,10 +56,11 @@ class HttpDoor:
         grpc: GrpcServer | None = None,
     ) -> None:
         self.store = store
+        self._machine = store.machine
         self.gateway = gateway
         self.grpc = grpc
         """The other server on this port, for its metrics."""
-        self.gate = gate or Gate()
+        self.gate = gate or Gate(store)
         self.loop = asyncio.get_running_loop()
         self.router = Router(all_routes())
         self.counters = metrics.Counters()
@@ -87,17 +90,46 @@ class HttpDoor:
             if not path.startswith(b"/"):
                 path = origin_form(path)
             if request.method != GET:
-                self.gate.admit(request.method, request.headers)
+                Gate.admit(request.method, request.headers)
             if self.gateway is not None and self.gateway.handle(x, path):
                 return
             route, x.places = self.router.find(request.method, path)
             x.route = route
             x.query = route.read_query(request.query)
             if route.body is not None:
-                self.gate.admit_json(request.headers)
-            route.handler(x)
+                Gate.admit_json(request.headers)
+            if self._machine.auth.enabled:
+                self._judge(x, route)
+            else:
+                route.handler(x)
         except Exception as error:
             self.failed(x, error)
+
+    def _judge(self, x: Exchange, route: Route, fresh: bool = False) -> None:
+        """Give a request to its handler as the caller that it comes from, or raise.
+
+        Nobody is refused for what this member has not heard of yet, a login at another member or a
+        new right: the refusal is made with fresh state.
+        """
+        authorization = x.header(b"authorization")
+        try:
+            x.caller, x.needs = self.gate.judge(route.guard, authorization, x)
+        except (InvalidAuthToken, PermissionDenied):
+            if fresh or authorization is None:
+                raise
+            self.store.read_index(partial(self._judge_again, x, route))
+            return
+        route.handler(x)
+
+    def _judge_again(self, x: Exchange, route: Route, error: RaftkvError | None) -> None:
+        if x.ended:
+            return
+        try:
+            if error is not None:
+                raise error
+            self._judge(x, route, fresh=True)
+        except Exception as failure:
+            self.failed(x, failure)
 
     def failed(self, x: Exchange, error: Exception) -> None:
         """A handler raised: an expected refusal is the answer; anything else is a bug to report."""
@@ -159,7 +191,7 @@ async def start_http(
     `await Listener.close()` drains: what is under way finishes, streams are told and ended.
     Raises `ConfigError` when the address cannot be had.
     """
-    gate = gate or Gate()
+    gate = gate or Gate(store)
     etcd = EtcdDoor(store, gate=gate)
     door = HttpDoor(store, gate=gate, gateway=Gateway(etcd.rpcs), grpc=etcd.server)
 

@@ -16,10 +16,13 @@ from raftkv.api.outcomes import HTTP_REASONS, http_outcome, http_problem
 from raftkv.errors import RaftkvError, Stopping
 
 if TYPE_CHECKING:
+    from raftkv.api.callers import Caller
     from raftkv.api.http.connection import HttpConnection
     from raftkv.api.http.door import HttpDoor
     from raftkv.api.http.parser import Request
     from raftkv.api.http.router import Route
+    from raftkv.machine.access import Accesses
+    from raftkv.machine.machine import Machine
 
 STATUS_LINES: Final = {
     status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in HTTP_REASONS.items()
@@ -44,8 +47,10 @@ class Exchange:
         "_head_only",
         "_task",
         "_waiter",
+        "caller",
         "door",
         "keep_alive",
+        "needs",
         "on_lost",
         "on_stopping",
         "on_writable",
@@ -59,6 +64,10 @@ class Exchange:
     def __init__(self, connection: HttpConnection, door: HttpDoor, request: Request) -> None:
         self._connection: HttpConnection | None = connection
         self.door = door
+        self.caller: Caller = door.gate.anyone
+        """Who asks, and the store as they may use it."""
+        self.needs: Accesses = ()
+        """What the call was found to need; judged again when rules change on the way."""
         self.request = request
         self.keep_alive = request.keep_alive
         self._head_only = request.method == b"HEAD"
@@ -80,6 +89,20 @@ class Exchange:
     def ended(self) -> bool:
         """The answer is complete, or nobody is there to read it."""
         return self._connection is None
+
+    @property
+    def machine(self) -> Machine:
+        """The state as applied here, for what `needs` covers."""
+        return self.door.store.machine
+
+    @property
+    def source(self) -> str:
+        """The client's address; empty when it is not known, or the client has gone."""
+        return "" if self._connection is None else self._connection.source
+
+    def read_index(self, done: Callable[[RaftkvError | None], None]) -> None:
+        """See `Store.read_index`; the call is judged again if the rules changed meanwhile."""
+        self.caller.read_index(done, self.needs)
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name."""
@@ -131,7 +154,12 @@ class Exchange:
         row = http_outcome(error)
         headers = b""
         if row.retry_after_seconds is not None:
-            headers = b"Retry-After: %d\r\n" % row.retry_after_seconds
+            seconds = row.retry_after_seconds
+            if isinstance(error, RaftkvError):
+                seconds = error.facts.get("retry_after", seconds)
+            headers = b"Retry-After: %d\r\n" % seconds
+        if row.status == 401:
+            headers += b'WWW-Authenticate: Bearer realm="raftkv"\r\n'
         if isinstance(error, RaftkvError) and "allow" in error.facts:
             headers += b"Allow: " + ", ".join(error.facts["allow"]).encode() + b"\r\n"
         self.send(dump_json(http_problem(error)), PROBLEM, row.status, headers)

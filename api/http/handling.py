@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Final, ParamSpec
 
 from raftkv.api.http.exchange import NDJSON, Exchange
 from raftkv.api.http.router import Param
 from raftkv.errors import InvalidRequest, RaftkvError
 from raftkv.limits import IDEMPOTENCY_KEY_BYTES_MAX
+from raftkv.machine.access import Access, Accesses, Kind
+from raftkv.machine.records import USER_KEYS
 
 P = ParamSpec("P")
 
@@ -101,4 +103,41 @@ def read_then(x: Exchange, step: Callable[[Exchange, RaftkvError | None], None])
     if x.query.get("consistency") == "serializable":
         step(x, None)
     else:
-        x.door.store.read_index(functools.partial(step, x))
+        x.read_index(functools.partial(step, x))
+
+
+def settled(x: Exchange, begin: Callable[[Exchange], None]) -> None:
+    """Begin a stream, for a user once it is sure that the rules that allow it still hold: it may
+    tell of the past, and rules of the past do not count. Off, access control costs no round."""
+    if x.caller.user is None:
+        begin(x)
+        return
+
+    @answering
+    def ready(x: Exchange, error: RaftkvError | None) -> None:
+        begin(x)
+
+    x.read_index(functools.partial(ready, x))
+
+
+def confirmed(x: Exchange, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Go on in a task once it is sure that the rules by which the call was allowed still hold.
+
+    For what consensus itself carries, and no guard of a command.
+    """
+
+    @answering
+    def begin(x: Exchange, error: RaftkvError | None) -> None:
+        x.run(work())
+
+    x.read_index(functools.partial(begin, x))
+
+
+def reading(start: bytes, end: bytes | None = None, keyspace: int = USER_KEYS) -> Accesses:
+    """What reading a key or an interval needs."""
+    return (Access(Kind.READ, keyspace, start, end),)
+
+
+def reads_interval(x: Exchange) -> Accesses:
+    """The guard of a call on the keys of its parameters, or on all of them."""
+    return reading(*(interval(x.query) or (b"", b"")))

@@ -9,6 +9,7 @@ from typing import Final
 import raftkv
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.version import CLUSTER_VERSION, SERVER_VERSION
+from raftkv.api.gate import public
 from raftkv.api.http.exchange import TEXT, Exchange
 from raftkv.api.http.handling import answering
 from raftkv.api.http.refusals import RouteNotFound
@@ -167,28 +168,35 @@ TEXT_ANSWERS: Final = (
 ROUTES: Final = [
     Route(
         "GET", "/health", get_health, "getHealth", "Whether this member serves", HEALTH,
+        guard=public,
         doc="As etcd answers: the reason is an alarm, a missing leader, or a read that fails.",
         query=(EXCLUDE, SERIALIZABLE),
         answers=(Answer(200, "It does.", "Health"), Answer(503, "It does not.", "Health")),
     ),
     Route(
         "GET", "/livez", get_live, "getLivez", "Whether this process is alive", HEALTH,
+        guard=public,
         doc="A failure here asks for a restart.", query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS,
     ),
     Route(
         "GET", "/readyz", get_ready, "getReadyz", "Whether to send requests here", HEALTH,
+        guard=public,
         query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS,
     ),
     Route(
         "GET", "/livez/{check}", get_live_check, "getLivezCheck", "One check of `/livez`", HEALTH,
+        guard=public,
         query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS, problems=(404,),
     ),
     Route(
         "GET", "/readyz/{check}", get_ready_check, "getReadyzCheck", "One check of `/readyz`",
-        HEALTH, query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS, problems=(404,),
+        HEALTH,
+        guard=public,
+        query=(VERBOSE, EXCLUDE), answers=TEXT_ANSWERS, problems=(404,),
     ),
     Route(
         "GET", "/version", get_version, "getVersion", "Which version this is", HEALTH,
+        guard=public,
         answers=(Answer(200, "The versions.", "Version"),),
     ),
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from raftkv.api.gate import by_command
 from raftkv.api.http.codec import (
     decode_base64,
     decode_cursor,
@@ -29,6 +30,8 @@ from raftkv.api.http.handling import (
     interval,
     once_key,
     read_then,
+    reading,
+    reads_interval,
     wants_ndjson,
 )
 from raftkv.api.http.refusals import PreconditionFailed
@@ -61,6 +64,7 @@ from raftkv.machine.results import DeleteResult, PutResult, RangeResult, TxnResu
 from raftkv.server.watch import Watch, WatchSpec
 
 if TYPE_CHECKING:
+    from raftkv.machine.access import Accesses
     from raftkv.machine.events import Event
     from raftkv.machine.machine import Machine
     from raftkv.machine.records import Record
@@ -82,6 +86,11 @@ def key_of(x: Exchange) -> bytes:
     if len(key) > KEY_BYTES_MAX:
         raise InvalidRequest(f"A key has at most {KEY_BYTES_MAX} bytes", limit_bytes=KEY_BYTES_MAX)
     return key
+
+
+def reads_key(x: Exchange) -> Accesses:
+    """The guard of a call that reads the key in its path."""
+    return reading(key_of(x))
 
 
 def etag(revision: int) -> bytes:
@@ -132,10 +141,10 @@ def put_key(x: Exchange) -> None:
     if b"if-match" in headers or b"if-none-match" in headers:
         operation = put_op(key, value, lease=lease, prev=query["prev"])
         command = txn(conditions(x, key), [operation], [range_op(key)], once=once_key(x))
-        x.door.store.propose(command, partial(_conditional_put_done, x))
+        x.caller.propose(command, partial(_conditional_put_done, x))
     else:
         command = put(key, value, lease=lease, prev=query["prev"], once=once_key(x))
-        x.door.store.propose(command, partial(_put_done, x))
+        x.caller.propose(command, partial(_put_done, x))
 
 
 @answering
@@ -186,12 +195,12 @@ def get_key(x: Exchange) -> None:
     elif x.query["consistency"] == "serializable":
         _get_ready(x, key, None)
     else:
-        x.door.store.read_index(partial(_get_ready, x, key))
+        x.read_index(partial(_get_ready, x, key))
 
 
 @answering
 def _get_ready(x: Exchange, key: bytes, error: RaftkvError | None) -> None:
-    machine = x.door.store.machine
+    machine = x.machine
     revision = x.query["revision"]
     if revision:
         records = machine.range(key, None, revision=revision).records
@@ -230,7 +239,7 @@ def _wait(key: bytes, x: Exchange, error: RaftkvError | None) -> None:
 
 @answering
 def _wait_ready(x: Exchange, key: bytes, error: RaftkvError | None) -> None:
-    machine = x.door.store.machine
+    machine = x.machine
     after: int = x.query["wait"]
     record = machine.get(key)
     if record is not None and record.mod_revision > after:
@@ -254,14 +263,14 @@ class _LongPoll:
         self._x = x
         self._key = key
         spec = WatchSpec(0, key, None, from_revision, progress=False)
-        self._watch: Watch = x.door.store.watch(spec, self)
+        self._watch: Watch = x.caller.watch(spec, self)
         self._timer = x.door.loop.call_later(x.query["timeout"], self._timed_out)
         x.on_lost = self._forget
         x.on_stopping = self.closed
 
     def events(self, revision: int, events: list[Event]) -> bool:
         self._forget()
-        machine = self._x.door.store.machine
+        machine = self._x.machine
         answering(show_record)(self._x, self._key, machine.get(self._key), machine.revision)
         return True
 
@@ -290,10 +299,10 @@ def delete_key(x: Exchange) -> None:
         command = txn(
             conditions(x, key), [delete_op(key, prev=prev)], [range_op(key)], once=once_key(x)
         )
-        x.door.store.propose(command, partial(_conditional_delete_done, x))
+        x.caller.propose(command, partial(_conditional_delete_done, x))
     else:
         command = delete(key, prev=prev, once=once_key(x))
-        x.door.store.propose(command, partial(_delete_done, x))
+        x.caller.propose(command, partial(_delete_done, x))
 
 
 @answering
@@ -325,7 +334,7 @@ def delete_range(x: Exchange) -> None:
     elif bounds == (b"", b"") and not x.query["all"]:
         raise InvalidRequest("This would delete every key: say so with all=1")
     command = delete(bounds[0], bounds[1], prev=x.query["prev"], once=once_key(x))
-    x.door.store.propose(command, partial(_delete_done, x))
+    x.caller.propose(command, partial(_delete_done, x))
 
 
 def get_range(x: Exchange) -> None:
@@ -333,7 +342,7 @@ def get_range(x: Exchange) -> None:
     start, end = interval(query) or (b"", b"")
     if query["keys_only"] and query["count_only"]:
         raise InvalidRequest("Give keys_only or count_only, not both")
-    pages = RangeReader(x.door.store.machine, start, end, query)
+    pages = RangeReader(x.machine, start, end, query)
     if query["cursor"] is not None:
         pages.go_to(query["cursor"], query["revision"])
     read_then(x, partial(_range_ready, pages))
@@ -503,6 +512,7 @@ KV: Final = "Keys and values"
 ROUTES: Final = [
     Route(
         "PUT", "/api/kv/{key}", put_key, "putKey", "Write a key", KV,
+        guard=by_command,
         doc="The body is the value, byte for byte. With `If-Match` or `If-None-Match` it is "
         "a compare-and-set; when the condition fails, 412 shows the current record.",
         query=(
@@ -518,6 +528,7 @@ ROUTES: Final = [
     ),
     Route(
         "GET", "/api/kv/{key}", get_key, "getKey", "Read a key", KV,
+        guard=reads_key,
         doc="With `wait`, the answer comes as soon as the key is written or deleted after that "
         "revision, or 304 when the time is over.",
         query=(
@@ -542,6 +553,7 @@ ROUTES: Final = [
     ),
     Route(
         "DELETE", "/api/kv/{key}", delete_key, "deleteKey", "Delete a key", KV,
+        guard=by_command,
         doc="Deleting a key that does not exist is no error: `deleted` is 0.",
         query=(PREV, KEY_ENCODING),
         headers=("If-Match", "If-None-Match"),
@@ -551,6 +563,7 @@ ROUTES: Final = [
     ),
     Route(
         "GET", "/api/kv", get_range, "listKeys", "Read many keys", KV,
+        guard=reads_interval,
         doc="Pages are read at one fixed revision: pass `cursor` back until it is null. "
         "`Accept: application/x-ndjson` streams the whole range, one record a line; the last "
         "line is `{\"end\":true,…}`, or `{\"error\":…}` when it could not be completed.",
@@ -576,6 +589,7 @@ ROUTES: Final = [
     ),
     Route(
         "DELETE", "/api/kv", delete_range, "deleteKeys", "Delete many keys", KV,
+        guard=by_command,
         doc="All at one revision. To delete every key, say `all=1`.",
         query=(
             PREFIX, START, END,

@@ -6,6 +6,7 @@ import secrets
 from functools import partial
 from typing import Any, Final
 
+from raftkv.api.gate import by_command, known
 from raftkv.api.http.codec import hex_id, parse_lease, text_or_base64
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.fields import Field, read_fields
@@ -43,7 +44,7 @@ def post_lease(x: Exchange) -> None:
     chosen = body["id"] is None
     lease = fresh_lease() if chosen else parse_lease(body["id"], "id")
     command = lease_grant(lease, body["ttl"], chosen=chosen, once=once_key(x))
-    x.door.store.propose(command, partial(_granted, x))
+    x.caller.propose(command, partial(_granted, x))
 
 
 @answering
@@ -57,23 +58,23 @@ def _granted(x: Exchange, result: LeaseResult) -> None:
 
 def get_lease(x: Exchange) -> None:
     lease = lease_of(x)
-    x.door.store.read_index(partial(_lease_ready, x, lease))
+    x.read_index(partial(_lease_ready, x, lease))
 
 
 @answering
 def _lease_ready(x: Exchange, lease: int, error: RaftkvError | None) -> None:
-    machine = x.door.store.machine
+    machine = x.machine
     if machine.lease(lease) is None:
         raise LeaseNotFound(f"There is no lease {hex_id(lease)}", lease=lease)
-    x.door.store.lease_time(lease, partial(_lease_told, x))
+    x.caller.lease_time(lease, partial(_lease_told, x))
 
 
 @answering
 def _lease_told(x: Exchange, time: LeaseTime) -> None:
-    machine = x.door.store.machine
+    machine = x.machine
     texts: list[str] = []
     binary: list[str] = []
-    for key in machine.lease_keys(time.lease):
+    for key in x.caller.readable(machine.lease_keys(time.lease)):
         text, encoding = text_or_base64(key)
         (texts if encoding == "utf-8" else binary).append(text)
     answer: dict[str, Any] = {
@@ -90,7 +91,7 @@ def _lease_told(x: Exchange, time: LeaseTime) -> None:
 
 def post_keep_alive(x: Exchange) -> None:
     read_fields(x.request.body, (), required=False)
-    x.door.store.keep_alive(lease_of(x), partial(_kept_alive, x))
+    x.caller.keep_alive(lease_of(x), partial(_kept_alive, x))
 
 
 @answering
@@ -99,7 +100,7 @@ def _kept_alive(x: Exchange, result: KeepAliveResult) -> None:
 
 
 def delete_lease(x: Exchange) -> None:
-    x.door.store.propose(lease_revoke(lease_of(x), once=once_key(x)), partial(_revoked, x))
+    x.caller.propose(lease_revoke(lease_of(x), once=once_key(x)), partial(_revoked, x))
 
 
 @answering
@@ -108,13 +109,13 @@ def _revoked(x: Exchange, result: RevokeResult) -> None:
 
 
 def list_leases(x: Exchange) -> None:
-    x.door.store.read_index(partial(_leases_ready, x))
+    x.read_index(partial(_leases_ready, x))
 
 
 @answering
 def _leases_ready(x: Exchange, error: RaftkvError | None) -> None:
-    machine = x.door.store.machine
-    leases = [{"lease": hex_id(held.lease), "ttl": held.ttl_seconds} for held in machine.leases()]
+    machine = x.machine
+    leases = [{"lease": hex_id(held.lease), "ttl": held.ttl_seconds} for held in x.caller.leases()]
     x.json({"leases": leases, "revision": machine.revision})
 
 
@@ -123,6 +124,7 @@ LEASES: Final = "Leases"
 ROUTES: Final = [
     Route(
         "POST", "/api/leases", post_lease, "grantLease", "Grant a lease", LEASES,
+        guard=by_command,
         doc="Keys written with a lease are deleted when it ends.",
         body=GRANT,
         answers=(Answer(201, "Granted.", "Lease"),),
@@ -131,16 +133,19 @@ ROUTES: Final = [
     ),
     Route(
         "GET", "/api/leases", list_leases, "listLeases", "List the leases", LEASES,
+        guard=known,
         answers=(Answer(200, "All leases.", "Leases"),),
     ),
     Route(
         "GET", "/api/leases/{lease}", get_lease, "getLease", "What is left of a lease", LEASES,
+        guard=known,
         answers=(Answer(200, "The lease and its keys.", "LeaseDetail"),),
         problems=(404,),
     ),
     Route(
         "POST", "/api/leases/{lease}/keepalive", post_keep_alive, "keepLeaseAlive",
         "Keep a lease alive", LEASES,
+        guard=known,
         doc="The lease will not end before its TTL from now.",
         body=(), body_required=False,
         answers=(Answer(200, "Renewed.", "KeptAlive"),),
@@ -148,6 +153,7 @@ ROUTES: Final = [
     ),
     Route(
         "DELETE", "/api/leases/{lease}", delete_lease, "revokeLease", "End a lease", LEASES,
+        guard=by_command,
         doc="Its keys are deleted at one revision.",
         answers=(Answer(200, "Ended.", "Revoked"),),
         problems=(404,), writes=True,

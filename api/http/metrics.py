@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 import raftkv
+from raftkv.api.gate import known
 from raftkv.api.grpc.status import Status
 from raftkv.api.http.codec import hex_id
 from raftkv.api.http.exchange import Exchange
@@ -164,6 +165,7 @@ def get_metrics(x: Exchange) -> None:
 ROUTES: Final = [
     Route(
         "GET", "/metrics", get_metrics, "getMetrics", "Metrics for Prometheus", "Health",
+        guard=known,
         answers=(Answer(200, "Prometheus text format.", None, "text/plain"),),
     ),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import raftkv
+from raftkv.api.gate import public
 from raftkv.api.http.fields import object_schema
 from raftkv.api.http.router import Answer, Param, Route
 from raftkv.api.http.schemas import SCHEMAS
@@ -49,8 +50,8 @@ ANSWER_HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-PROBLEMS_EVERYWHERE: Final = (400, 408, 413, 414, 417, 429, 431, 500, 503, 505)
-PROBLEMS_OF_WRITES: Final = (403, 409, 504)
+PROBLEMS_EVERYWHERE: Final = (400, 401, 403, 408, 413, 414, 417, 429, 431, 500, 503, 505)
+PROBLEMS_OF_WRITES: Final = (409, 504)
 
 TAGS: Final = {
     "Keys and values": "Text is text; a value is the request's body as sent. What is not UTF-8 "
@@ -60,6 +61,7 @@ TAGS: Final = {
     "Leases": "A time to live that many keys can share.",
     "Services": "Processes that say where they are for as long as they live.",
     "Cluster": "Members, leadership, history, backups.",
+    "Access control": "Users, roles and what they may read and write.",
     "Health": "Probes and metrics.",
     "Documentation": "This.",
 }
@@ -70,7 +72,8 @@ A key-value store replicated with Raft, with watches, transactions, leases and s
 Every answer carries the revision, the term and the member in its headers. Every error is
 `application/problem+json`; its `outcome` says whether the request did not happen (`refused`), may
 have happened (`unknown`), or failed here (`failed`). A write with an `Idempotency-Key` may be
-repeated safely after any of them. Unknown query parameters and JSON fields are refused by name.
+repeated safely after any of them. While access control is on, a call needs the token of a user
+who may do all that it does. Unknown query parameters and JSON fields are refused by name.
 """
 
 
@@ -88,10 +91,18 @@ def build_openapi(routes: list[Route]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
+        "security": [{"token": []}, {}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "From `POST /api/auth/login`, while access control is on.",
+                }
+            },
             "headers": ANSWER_HEADERS,
             "responses": {
                 f"Problem{status}": {
@@ -122,6 +133,8 @@ def _operation(route: Route) -> dict[str, Any]:
     if body is not None:
         operation["requestBody"] = body
     operation["responses"] = _responses(route)
+    if route.guard is public:
+        operation["security"] = []
     return operation
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from raftkv.api.gate import PUBLIC, Guard, public
 from raftkv.api.http.codec import DECIMAL, INT64_MAX, decode_base64, parse_hex_id, unquote
 from raftkv.api.http.fields import Field
 from raftkv.api.http.refusals import MethodNotAllowed, RouteNotFound
@@ -101,6 +102,8 @@ class Route:
     """Unique name (OpenAPI operationId)."""
     summary: str
     tag: str
+    guard: Guard = field(kw_only=True)
+    """Who may call this, given the exchange; see `raftkv.api.gate`."""
     doc: str = ""
     query: tuple[Param, ...] = ()
     body: tuple[Field, ...] | str | None = None
@@ -187,6 +190,10 @@ class Router:
         names = [route.operation for route in routes]
         check(len(set(names)) == len(names), "operation names are unique", names=names)
         for route in routes:
+            check(
+                (route.guard is public) == (route.operation in PUBLIC),
+                "what needs no token is named in one table", route=route.operation,
+            )  # fmt: skip
             node = self._root
             for part in route.template[1:].split("/"):
                 node = self._step(node, part, route.greedy)

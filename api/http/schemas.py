@@ -22,6 +22,11 @@ KEY_ENCODING: Final[Schema] = {
 }
 REVISION: Final[Schema] = {"type": "integer", "description": "The store's revision."}
 
+AUTH_REVISION: Final[Schema] = {
+    "type": "integer",
+    "description": "Counts the changes of users, roles and permissions.",
+}
+
 
 def ref(name: str) -> Schema:
     """A schema by name."""
@@ -359,6 +364,34 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Leader": closed({"leader": ID}),
     "CompactAnswer": closed({"compact_revision": WHOLE, "revision": REVISION}),
+    "Auth": closed(
+        {
+            "enabled": FLAG,
+            "auth_revision": AUTH_REVISION,
+            "user": {"type": ["string", "null"], "description": "Who asks; null: nobody knows."},
+            "roles": TEXTS,
+        }
+    ),
+    "LoggedIn": closed({"token": TEXT, "user": TEXT, "ttl": WHOLE}),
+    "LoggedOut": closed({"ended": FLAG}),
+    "AuthChanged": closed(
+        {"auth_revision": AUTH_REVISION, "changed": FLAG, "revision": REVISION}
+    ),
+    "User": closed(
+        {"user": TEXT, "roles": TEXTS, "no_password": FLAG, "auth_revision": AUTH_REVISION}
+    ),
+    "Users": closed({"users": TEXTS, "auth_revision": AUTH_REVISION}),
+    "Permission": closed(
+        {"access": {"type": "string", "enum": ["read", "write", "readwrite"]}},
+        {
+            "key": TEXT, "prefix": TEXT, "start": TEXT, "end": TEXT,
+            "service": TEXT, "service_prefix": TEXT, "key_encoding": KEY_ENCODING,
+        },
+    ),
+    "Role": closed(
+        {"role": TEXT, "permissions": items("Permission"), "auth_revision": AUTH_REVISION}
+    ),
+    "Roles": closed({"roles": TEXTS, "auth_revision": AUTH_REVISION}),
     "Health": closed({"health": {"type": "string", "enum": ["true", "false"]}, "reason": TEXT}),
     "Version": closed(
         {"version": TEXT, "etcdserver": TEXT, "etcdcluster": TEXT, "storage": TEXT}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from raftkv.api.gate import by_command
 from raftkv.api.http.codec import decode_cursor, dump_json, encode_cursor, hex_id
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.fields import Field, read_fields
@@ -19,6 +20,8 @@ from raftkv.api.http.handling import (
     once_key,
     prefix_end,
     read_then,
+    reading,
+    settled,
 )
 from raftkv.api.http.leases import fresh_lease
 from raftkv.api.http.router import Answer, Param, Route
@@ -39,6 +42,8 @@ from raftkv.limits import (
     SERVICE_META_MAX,
     SERVICE_TAGS_MAX,
 )
+from raftkv.machine.access import Access, Kind, service_interval
+from raftkv.machine.catalog import catalog_key
 from raftkv.machine.commands import service_deregister, service_drain, service_register
 from raftkv.machine.records import CATALOG, CAUSE_EXPIRED, Record
 from raftkv.machine.results import DeregisterResult, ServiceResult
@@ -46,6 +51,7 @@ from raftkv.server.store import KeepAliveResult
 from raftkv.server.watch import Watch, WatchSpec
 
 if TYPE_CHECKING:
+    from raftkv.machine.access import Accesses
     from raftkv.machine.events import Event
 
 TTL_SECONDS_DEFAULT: Final = 10
@@ -80,6 +86,27 @@ def names_of(x: Exchange) -> list[str]:
         raise InvalidRequest("Names of services and instances are UTF-8 text") from None
 
 
+def reads_services(x: Exchange) -> Accesses:
+    """The guard of a call on all services whose names have a prefix."""
+    start = x.query["prefix"].encode()
+    return reading(start, prefix_end(start), CATALOG)
+
+
+def reads_service(x: Exchange) -> Accesses:
+    """The guard of a call on the instances of one service, or of all."""
+    return reading(*(service_interval(names_of(x)[0]) if x.places else (b"", b"")), CATALOG)
+
+
+def reads_instance(x: Exchange) -> Accesses:
+    """The guard of a call that reads one instance."""
+    return reading(catalog_key(*names_of(x)), None, CATALOG)
+
+
+def writes_instance(x: Exchange) -> Accesses:
+    """The guard of a call that keeps one instance alive."""
+    return (Access(Kind.WRITE, CATALOG, catalog_key(*names_of(x)), None),)
+
+
 def instance_json(fields: dict[str, Any], record: Record | None) -> dict[str, Any]:
     """The API's `Instance` object."""
     shown = {
@@ -111,10 +138,15 @@ def expires_at(ttl_seconds: int) -> str | None:
 
 
 def _refuse(x: Exchange, error: RaftkvError) -> None:
-    """Fail, showing the holder of a claimed instance the way instances are shown."""
+    """Fail, showing the holder of a claimed instance the way instances are shown, to those who may
+    read it."""
     holder = error.facts.get("holder")
     if isinstance(error, InstanceClaimed) and isinstance(holder, dict) and "ttl_seconds" in holder:
-        found = x.door.store.machine.instance(holder["service"], holder["instance"])
+        key = catalog_key(holder["service"], holder["instance"])
+        if not x.caller.allows(Access(Kind.READ, CATALOG, key, None)):
+            x.fail(InstanceClaimed("another process holds this instance"))
+            return
+        found = x.machine.instance(holder["service"], holder["instance"])
         shown = instance_json(holder, None if found is None else found.record)
         error = InstanceClaimed(error.message, **{**error.facts, "holder": shown})
     x.fail(error)
@@ -140,7 +172,7 @@ def put_instance(x: Exchange) -> None:
         lease=fresh_lease(),
         once=once_key(x),
     )
-    x.door.store.propose(command, partial(_registered, x))
+    x.caller.propose(command, partial(_registered, x))
 
 
 def _registered(x: Exchange, result: ServiceResult | RaftkvError) -> None:
@@ -150,7 +182,7 @@ def _registered(x: Exchange, result: ServiceResult | RaftkvError) -> None:
         _show_registered(x, result)
     else:
         # Nothing was written, so nothing renewed the lease yet; registering renews all the same.
-        x.door.store.keep_alive(result.lease, partial(_show_renewed, x, result))
+        x.caller.keep_alive(result.lease, partial(_show_renewed, x, result))
 
 
 @answering
@@ -199,8 +231,7 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew, by what the local copy says."""
-        store = self._x.door.store
-        found = store.machine.instance(self._service, self._instance)
+        found = self._x.machine.instance(self._service, self._instance)
         if found is None:
             self._gone()
             return
@@ -219,11 +250,11 @@ class Heartbeat:
                 ),
             )
             return
-        store.keep_alive(found.fields["lease"], self._renewed)
+        self._x.caller.keep_alive(found.fields["lease"], self._renewed)
 
     def _look_again(self) -> None:
         self._fresh = True
-        self._x.door.store.read_index(self._looked)
+        self._x.read_index(self._looked)
 
     def _looked(self, error: RaftkvError | None) -> None:
         if error is not None:
@@ -264,7 +295,7 @@ def post_drain(x: Exchange) -> None:
     service, instance = names_of(x)
     body = read_fields(x.request.body, DRAIN, required=False)
     command = service_drain(service, instance, body["draining"], once=once_key(x))
-    x.door.store.propose(command, partial(_drained, x))
+    x.caller.propose(command, partial(_drained, x))
 
 
 @answering
@@ -284,7 +315,7 @@ def delete_instance(x: Exchange) -> None:
     service, instance = names_of(x)
     owner = x.query["owner"]
     command = service_deregister(service, instance, owner=owner, once=once_key(x))
-    x.door.store.propose(command, partial(_deregistered, x))
+    x.caller.propose(command, partial(_deregistered, x))
 
 
 def _deregistered(x: Exchange, result: DeregisterResult | RaftkvError) -> None:
@@ -301,7 +332,7 @@ class CatalogReader:
     """Instances of an interval of the catalog, at one revision, in short slices."""
 
     def __init__(self, x: Exchange, start: bytes, end: bytes, revision: int = 0) -> None:
-        self._machine = x.door.store.machine
+        self._machine = x.machine
         self.start = start
         self._end = end
         self.revision = revision
@@ -322,12 +353,6 @@ class CatalogReader:
         if result.resume is not None:
             self.start = result.resume
         return result.records
-
-
-def service_interval(service: str) -> tuple[bytes, bytes]:
-    """Where the catalog keeps the instances of one service."""
-    name = service.encode()
-    return name + b"\0", name + b"\1"
 
 
 def list_services(x: Exchange) -> None:
@@ -423,7 +448,7 @@ def _instance_ready(service: str, instance: str, x: Exchange, error: RaftkvError
 
 @answering
 def _show_instance(x: Exchange, service: str, instance: str, error: RaftkvError | None) -> None:
-    machine = x.door.store.machine
+    machine = x.machine
     found = machine.instance(service, instance)
     if found is None:
         raise _no_instance(service, instance)
@@ -434,6 +459,10 @@ def _show_instance(x: Exchange, service: str, instance: str, error: RaftkvError 
 
 
 def watch_services(x: Exchange) -> None:
+    settled(x, _begin_watch)
+
+
+def _begin_watch(x: Exchange) -> None:
     if x.places:
         start, end = service_interval(names_of(x)[0])
     else:
@@ -479,7 +508,7 @@ class CatalogWatch:
         self._stream = stream
         spec = WatchSpec(CATALOG, start, end, from_revision, prev=True)
         self._watch: Watch | None = None
-        watch = self._watch = x.door.store.watch(spec, self)
+        watch = self._watch = x.caller.watch(spec, self)
         if x.ended:
             return  # closed at once: history went while the present set was sent
         x.on_lost = watch.cancel
@@ -542,6 +571,7 @@ ROUTES: Final = [
     Route(
         "PUT", "/api/services/{service}/{instance}", put_instance, "registerInstance",
         "Register a service instance", SERVICES,
+        guard=by_command,
         doc="It is gone, and watchers told, when no heartbeat comes for its TTL. Registering "
         "again renews it, and changes what is different.",
         body=REGISTRATION,
@@ -554,6 +584,7 @@ ROUTES: Final = [
     Route(
         "POST", "/api/services/{service}/{instance}/heartbeat", post_heartbeat, "heartbeat",
         "Keep an instance alive", SERVICES,
+        guard=writes_instance,
         body=HEARTBEAT, body_required=False,
         answers=(Answer(200, "Renewed.", "Beaten"),),
         problems=(404, 409, 415), writes=True, once=False,
@@ -561,6 +592,7 @@ ROUTES: Final = [
     Route(
         "POST", "/api/services/{service}/{instance}/drain", post_drain, "drainInstance",
         "Stop or resume offering an instance", SERVICES,
+        guard=by_command,
         doc="A draining instance is still known and alive, but no longer `passing`.",
         body=DRAIN, body_required=False,
         answers=(Answer(200, "Done.", "Drained"),),
@@ -569,12 +601,14 @@ ROUTES: Final = [
     Route(
         "DELETE", "/api/services/{service}/{instance}", delete_instance, "deregisterInstance",
         "Take an instance out", SERVICES,
+        guard=by_command,
         query=(Param("owner", "text", "As registered; another's is refused.", default=""),),
         answers=(Answer(200, "Gone.", "Deregistered"),),
         problems=(404, 409), writes=True,
     ),
     Route(
         "GET", "/api/services", list_services, "listServices", "List the services", SERVICES,
+        guard=reads_services,
         query=(
             Param("prefix", "text", "Services whose names begin with this.", default=""),
             Param("limit", "integer", "Most services to answer.", default=PAGE_KEYS_DEFAULT,
@@ -588,6 +622,7 @@ ROUTES: Final = [
     Route(
         "GET", "/api/services/{service}", get_service, "getService",
         "Find the instances of a service", SERVICES,
+        guard=reads_service,
         doc="An unknown service has no instances; that is no error.",
         query=(
             Param("tag", "text", "Only instances with this tag."),
@@ -599,18 +634,21 @@ ROUTES: Final = [
     Route(
         "GET", "/api/services/{service}/{instance}", get_instance, "getInstance",
         "Look one instance up", SERVICES,
+        guard=reads_instance,
         query=(CONSISTENCY,),
         answers=(Answer(200, "The instance.", "FoundInstance"),),
         problems=(404,),
     ),
     Route(
         "GET", "/api/watch/services", watch_services, "watchServices", "Watch all services",
-        SERVICES, doc=WATCH_DOC, query=(FROM,), headers=("Last-Event-ID",),
+        SERVICES,
+        guard=reads_service, doc=WATCH_DOC, query=(FROM,), headers=("Last-Event-ID",),
         answers=WATCH_ANSWERS, problems=(410, 429),
     ),
     Route(
         "GET", "/api/watch/services/{service}", watch_services, "watchService",
-        "Watch one service", SERVICES, doc=WATCH_DOC, query=(FROM,), headers=("Last-Event-ID",),
+        "Watch one service", SERVICES,
+        guard=reads_service, doc=WATCH_DOC, query=(FROM,), headers=("Last-Event-ID",),
         answers=WATCH_ANSWERS, problems=(410, 429),
     ),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
+from raftkv.api.gate import by_command
 from raftkv.api.http.codec import (
     INT64_MAX,
     decode_text,
@@ -263,7 +264,7 @@ def post_txn(x: Exchange) -> None:
         raise TooLarge(
             f"A transaction has at most {REQUEST_BYTES_MAX} bytes", limit_bytes=REQUEST_BYTES_MAX
         )
-    x.door.store.propose(command, partial(_txn_done, x, branches))
+    x.caller.propose(command, partial(_txn_done, x, branches))
 
 
 @answering
@@ -310,6 +311,7 @@ def show_response(item: dict[str, Any], response: Any) -> dict[str, Any]:
 ROUTES: Final = [
     Route(
         "POST", "/api/txn", post_txn, "transact", "Run a transaction", "Transactions",
+        guard=by_command,
         doc="When every condition of `if` holds, `then` runs, else `else`: atomically, at one "
         "revision. Each operation answers in place; an operation may be a transaction itself.",
         body="Txn",

@@ -17,6 +17,8 @@ from raftkv.api.http.handling import (
     PREFIX,
     START,
     interval,
+    reading,
+    settled,
     wants_ndjson,
 )
 from raftkv.api.http.router import Answer, Param, Route
@@ -25,6 +27,7 @@ from raftkv.errors import Compacted, InvalidRequest, RaftkvError
 from raftkv.server.watch import Watch, WatchSpec
 
 if TYPE_CHECKING:
+    from raftkv.machine.access import Accesses
     from raftkv.machine.events import Event
 
 USER_KEYS: Final = 0
@@ -75,7 +78,7 @@ class KeyWatch:
         self._keys_only: bool = x.query["keys_only"]
         self._prev = spec.prev
         self._watch: Watch | None = None
-        watch = self._watch = x.door.store.watch(spec, self)
+        watch = self._watch = x.caller.watch(spec, self)
         if x.ended:
             return  # refused at once, through `closed`
         x.on_lost = watch.cancel
@@ -151,7 +154,7 @@ def start_revision(x: Exchange) -> int:
         if not last.isdigit() or len(last) > 18:
             raise InvalidRequest("Last-Event-ID must be the revision that an event had as its id")
         revision = int(last) + 1
-    oldest = x.door.store.machine.compact_revision
+    oldest = x.machine.compact_revision
     if 0 < revision < oldest:
         raise Compacted(
             f"Revision {revision} is compacted; the oldest kept is {oldest}: "
@@ -161,7 +164,8 @@ def start_revision(x: Exchange) -> int:
     return revision
 
 
-def get_watch(x: Exchange) -> None:
+def watched(x: Exchange) -> tuple[bytes, bytes | None]:
+    """The key or the interval that a watch is for."""
     query = x.query
     if query["key"] is not None:
         if any(query[name] is not None for name in ("prefix", "start", "end")):
@@ -172,6 +176,21 @@ def get_watch(x: Exchange) -> None:
             raise InvalidRequest("The key is empty")
     else:
         start, end = interval(query) or (b"", b"")
+    return start, end
+
+
+def reads_watched(x: Exchange) -> Accesses:
+    """The guard of a watch: its whole interval, up to its open end."""
+    return reading(*watched(x))
+
+
+def get_watch(x: Exchange) -> None:
+    settled(x, _begin_watch)
+
+
+def _begin_watch(x: Exchange) -> None:
+    query = x.query
+    start, end = watched(x)
     spec = WatchSpec(
         USER_KEYS,
         start,
@@ -191,6 +210,7 @@ FROM: Final = Param(
 ROUTES: Final = [
     Route(
         "GET", "/api/watch", get_watch, "watchKeys", "Watch keys", "Watches",
+        guard=reads_watched,
         doc="Server-sent events, or NDJSON with `Accept: application/x-ndjson`. First comes "
         "`ready`, then every change in order, each once. An event's id is its revision, given "
         "on the last event of it; `Last-Event-ID` resumes after it. `progress` says how far the "

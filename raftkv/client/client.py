@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal
 
+from raftkv.client.auth import Auth
 from raftkv.client.cluster import Cluster
 from raftkv.client.errors import PreconditionFailed
 from raftkv.client.leases import Leases
@@ -23,7 +24,7 @@ from raftkv.client.results import (
 )
 from raftkv.client.retry import Kind
 from raftkv.client.services import Services
-from raftkv.client.transport import DEFAULT_ENDPOINT, Answer, Call, Transport
+from raftkv.client.transport import DEFAULT_ENDPOINT, Answer, Call, Credentials, Transport
 from raftkv.client.txn import TxnBuilder
 from raftkv.client.watch import Interruption, Watcher
 from raftkv.client.wire import Text, dumps, key_parameters, key_path, query, to_bytes, understood
@@ -46,6 +47,9 @@ class AsyncClient:
     Writes carry an idempotency key of their own, so they are retried safely; with
     `idempotency=False` they are sent once, and a broken connection raises `OutcomeUnknown`.
 
+    With `user` and `password` it logs in before its first call, and again whenever its token has
+    ended; with `token` it shows that one and no other.
+
     Errors are those of `raftkv.errors` and `raftkv.client.errors`: `Refused` for what definitely
     did not happen, `OutcomeUnknown` for what may have.
     """
@@ -57,14 +61,23 @@ class AsyncClient:
         timeout: float = TIMEOUT_SECONDS,
         patience: float = PATIENCE_SECONDS,
         idempotency: bool = True,
+        user: str = "",
+        password: str = "",
+        token: str = "",
     ) -> None:
-        self._transport = Transport(endpoints, timeout=timeout, patience=patience)
+        self._transport = Transport(
+            endpoints,
+            timeout=timeout,
+            patience=patience,
+            credentials=Credentials(user, password, token),
+        )
         self._idempotency = idempotency
         self.leases = Leases(self)
         self.services = Services(self)
         self.locks = Locks(self, "locks/")
         self.elections = Locks(self, "elections/")
         self.cluster = Cluster(self)
+        self.auth = Auth(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -395,14 +408,17 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         repeatable: bool = False,
+        once: bool = False,
         timeout: float | None = None,
     ) -> Answer:
         """Send a write, under an idempotency key unless those are switched off.
 
-        `repeatable` says that doing it twice is the same as doing it once.
+        `repeatable` says that doing it twice is the same as doing it once; `once`, that it is not,
+        and that the store knows no idempotency keys for it.
         """
         sent = dict(headers or {})
-        key = idempotency_key or (secrets.token_hex(16) if self._idempotency else None)
+        own = secrets.token_hex(16) if self._idempotency and not once else None
+        key = idempotency_key or own
         if key and not repeatable:
             sent["Idempotency-Key"] = key
         if json is not None:

@@ -21,6 +21,7 @@ from typing import Final
 
 from raftkv.client.errors import Unreachable
 from raftkv.errors import (
+    AuthRevisionOld,
     Corrupt,
     LeadershipLost,
     NoLeader,
@@ -59,6 +60,7 @@ _PASSING: Final = (
     Corrupt,
     TooManyRequests,
     ReadTimedOut,
+    AuthRevisionOld,
     Unreachable,
 )
 
@@ -103,6 +105,8 @@ class Attempts:
     unreachable: int = 0
     doubt: OutcomeUnknown | None = None
     last: RaftkvError | None = None
+    logs_in_again: bool = True
+    """The call may still be sent again after a fresh login."""
 
     def failed(self, error: RaftkvError, now: float) -> float | None:
         """Note a failure at `now`; the pause in seconds before the next attempt, None to give up.

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
+from raftkv.client.auth import Auth
 from raftkv.client.client import PATIENCE_SECONDS, TIMEOUT_SECONDS, AsyncClient
 from raftkv.client.cluster import Cluster
 from raftkv.client.leases import LeaseKeeper, Leases
@@ -260,6 +261,28 @@ class SyncCluster(_Group[Cluster]):
     save_snapshot = _blocking(Cluster.save_snapshot)
 
 
+class SyncAuth(_Group[Auth]):
+    """`Auth` for code without an event loop."""
+
+    status = _blocking(Auth.status)
+    enable = _blocking(Auth.enable)
+    disable = _blocking(Auth.disable)
+    logout = _blocking(Auth.logout)
+    users = _blocking(Auth.users)
+    user = _blocking(Auth.user)
+    add_user = _blocking(Auth.add_user)
+    delete_user = _blocking(Auth.delete_user)
+    set_password = _blocking(Auth.set_password)
+    grant_role = _blocking(Auth.grant_role)
+    revoke_role = _blocking(Auth.revoke_role)
+    roles = _blocking(Auth.roles)
+    role = _blocking(Auth.role)
+    add_role = _blocking(Auth.add_role)
+    delete_role = _blocking(Auth.delete_role)
+    grant_permission = _blocking(Auth.grant_permission)
+    revoke_permission = _blocking(Auth.revoke_permission)
+
+
 class SyncTxn:
     """`TxnBuilder` for code without an event loop."""
 
@@ -305,9 +328,18 @@ class Client:
         timeout: float = TIMEOUT_SECONDS,
         patience: float = PATIENCE_SECONDS,
         idempotency: bool = True,
+        user: str = "",
+        password: str = "",
+        token: str = "",
     ) -> None:
         self.inner = AsyncClient(
-            endpoints, timeout=timeout, patience=patience, idempotency=idempotency
+            endpoints,
+            timeout=timeout,
+            patience=patience,
+            idempotency=idempotency,
+            user=user,
+            password=password,
+            token=token,
         )
         self.loop = _Loop()
         self.leases = SyncLeases(self.loop, self.inner.leases)
@@ -315,6 +347,7 @@ class Client:
         self.locks = SyncLocks(self.loop, self.inner.locks)
         self.elections = SyncLocks(self.loop, self.inner.elections)
         self.cluster = SyncCluster(self.loop, self.inner.cluster)
+        self.auth = SyncAuth(self.loop, self.inner.auth)
 
     put = _blocking(AsyncClient.put)
     get = _blocking(AsyncClient.get)

@@ -23,8 +23,16 @@ import yarl
 from raftkv import __version__
 from raftkv.client.errors import BadAnswer, Unreachable, error_from_problem
 from raftkv.client.retry import Attempts, Kind
-from raftkv.client.wire import loads
-from raftkv.errors import ConfigError, OutcomeUnknown, RaftkvError, ReadTimedOut, check
+from raftkv.client.wire import dumps, loads
+from raftkv.errors import (
+    AuthNotEnabled,
+    ConfigError,
+    InvalidAuthToken,
+    OutcomeUnknown,
+    RaftkvError,
+    ReadTimedOut,
+    check,
+)
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:2379"
 CONNECT_SECONDS_MAX = 2.0
@@ -45,6 +53,21 @@ class Call:
     accept: tuple[int, ...] = (200, 201, 204)
     endpoint: str | None = None
     """Ask this endpoint and no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who a client is: a user with a password, or a token that somebody got elsewhere."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if bool(self.user) is not bool(self.password):
+            raise ConfigError("a user needs a password, and a password a user")
+        if self.user and self.token:
+            raise ConfigError("give either a user and a password, or a token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +118,11 @@ class Transport:
         *,
         timeout: float,
         patience: float,
+        credentials: Credentials | None = None,
     ) -> None:
+        self._credentials = credentials or Credentials()
+        self._token = self._credentials.token or None
+        self._logging_in = asyncio.Lock()
         self.endpoints = parse_endpoints(endpoints)
         self.timeout = timeout
         self.patience = patience
@@ -117,14 +144,18 @@ class Transport:
         `OutcomeUnknown` for writes whose fate is open. A write is never done twice.
         """
         attempts, clock = self._attempts(call, timeout), asyncio.get_running_loop().time
+        token = ""
         while True:
             endpoint = call.endpoint or self.current
             try:
                 seconds = attempts.share(clock())
                 with network_errors(call, endpoint, seconds):
                     async with asyncio.timeout(seconds):
-                        async with await self._request(call, endpoint, seconds) as response:
+                        token = await self._log_in(endpoint, seconds)
+                        async with await self._request(call, endpoint, seconds, token) as response:
                             return await _whole(response, call)
+            except InvalidAuthToken as error:
+                await self._refused(error, token, endpoint, attempts, clock())
             except RaftkvError as error:
                 await self._after(error, endpoint, attempts, clock())
 
@@ -137,19 +168,62 @@ class Transport:
         body. Wrap the reading in `network_errors`.
         """
         attempts, clock = self._attempts(call, timeout), asyncio.get_running_loop().time
+        token = ""
         while True:
             endpoint = call.endpoint or self.current
             try:
                 seconds = attempts.share(clock())
                 with network_errors(call, endpoint, seconds):
                     async with asyncio.timeout(seconds):
-                        response = await self._request(call, endpoint, seconds, stall)
+                        token = await self._log_in(endpoint, seconds)
+                        response = await self._request(call, endpoint, seconds, token, stall)
                         if response.status in call.accept:
                             return response
                         async with response:
                             await _whole(response, call)
+            except InvalidAuthToken as error:
+                await self._refused(error, token, endpoint, attempts, clock())
             except RaftkvError as error:
                 await self._after(error, endpoint, attempts, clock())
+
+    def forget_token(self) -> None:
+        """Log in again before the next call, if this client can."""
+        if self._credentials.user:
+            self._token = None
+
+    async def _log_in(self, endpoint: str, seconds: float) -> str:
+        """The token to send; empty for none. Logs in at `endpoint` when there is none yet.
+
+        Concurrent calls share one login. A store without access control takes no token, and says
+        so; should it be switched on later, a call is refused and comes here again.
+        """
+        if self._token is None and self._credentials.user:
+            async with self._logging_in:
+                if self._token is None:
+                    self._token = await self._new_token(endpoint, seconds)
+        return self._token or ""
+
+    async def _new_token(self, endpoint: str, seconds: float) -> str:
+        body = {"user": self._credentials.user, "password": self._credentials.password}
+        headers = {"Content-Type": "application/json"}
+        call = Call("POST", "/api/auth/login", Kind.READ, headers, dumps(body))
+        try:
+            with network_errors(call, endpoint, seconds):
+                async with await self._request(call, endpoint, seconds, "") as response:
+                    return str((await _whole(response, call)).json()["token"])
+        except AuthNotEnabled:
+            return ""
+
+    async def _refused(
+        self, error: InvalidAuthToken, token: str, endpoint: str, attempts: Attempts, now: float
+    ) -> None:
+        """A call was refused for its token. Nothing was done: log in again, once a call."""
+        if self._credentials.user and attempts.logs_in_again:
+            attempts.logs_in_again = False
+            if self._token == token:
+                self._token = None
+        else:
+            await self._after(error, endpoint, attempts, now)
 
     def moved(self, endpoint: str) -> None:
         """Prefer the endpoint after `endpoint` from now on, unless that was done already."""
@@ -202,12 +276,18 @@ class Transport:
         return self._session
 
     async def _request(
-        self, call: Call, endpoint: str, seconds: float, stall: float | None = None
+        self,
+        call: Call,
+        endpoint: str,
+        seconds: float,
+        token: str,
+        stall: float | None = None,
     ) -> aiohttp.ClientResponse:
+        headers = {**call.headers, "Authorization": f"Bearer {token}"} if token else call.headers
         return await self._open_session().request(
             call.method,
             yarl.URL(endpoint + call.target, encoded=True),
-            headers=call.headers,
+            headers=headers,
             # From memory all the same, but aiohttp sends a file piece by piece.
             data=call.body
             if len(call.body or b"") < LARGE_BODY_BYTES

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from raftkv.errors import Compacted, Corrupt, FutureRevision, InvariantViolation, Refused, check
-from raftkv.machine import catalog, cluster, leases
+from raftkv.machine import auth, catalog, cluster, leases, tokens
 from raftkv.machine.commands import WANT_PREVIOUS, Op
 from raftkv.machine.draft import Draft
 from raftkv.machine.once import apply_once
@@ -29,6 +29,11 @@ def apply_command(draft: Draft, command: list[Any]) -> Outcome:
     Raises InvariantViolation for a command that no builder makes.
     """
     try:
+        if command[0] == _GUARDED:
+            command = auth.check_guard(draft, command)
+        elif draft.guarded and command[0] not in _WITHOUT_GUARD:
+            # Taken by a member that had not applied yet that access control is on.
+            raise auth.old_revision(draft.auth)
         handler: Handler = _HANDLERS[command[0]]
         if draft.corrupt and command[0] not in _DESPITE_CORRUPTION:
             raise Corrupt("the members' states differ: writes are refused until it is resolved")
@@ -91,9 +96,18 @@ _HANDLERS: Final[tuple[Handler, ...]] = (
     _unknown, _put, _delete, _unknown, apply_txn, _compact,
     leases.apply_grant, leases.apply_revoke, leases.apply_expire,
     catalog.apply_register, catalog.apply_deregister, catalog.apply_drain,
-    cluster.apply_member_update, cluster.apply_alarm,
+    cluster.apply_member_update, cluster.apply_alarm, _unknown,
+    auth.apply_enable, auth.apply_disable, auth.apply_user_add, auth.apply_user_delete,
+    auth.apply_user_password, auth.apply_user_grant, auth.apply_user_revoke, auth.apply_role_add,
+    auth.apply_role_delete, auth.apply_role_grant, auth.apply_role_revoke,
+    tokens.apply_token_add, tokens.apply_token_renew, tokens.apply_token_drop,
 )  # fmt: skip
 """By number, see `Op`."""
 check(len(_HANDLERS) == max(Op) + 1, "every command has a handler")
 
+_GUARDED: Final = int(Op.GUARDED)
+_WITHOUT_GUARD: Final = frozenset(
+    (int(Op.LEASE_EXPIRE), int(Op.TOKEN_ADD), int(Op.TOKEN_RENEW), int(Op.TOKEN_DROP))
+)
+"""Made by members only, never for a request as it came."""
 _DESPITE_CORRUPTION: Final = frozenset((int(Op.MEMBER_UPDATE), int(Op.ALARM)))

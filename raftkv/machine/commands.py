@@ -59,9 +59,25 @@ class Op(IntEnum):
     SERVICE_DRAIN = 11
     MEMBER_UPDATE = 12
     ALARM = 13
+    GUARDED = 14
+    AUTH_ENABLE = 15
+    AUTH_DISABLE = 16
+    USER_ADD = 17
+    USER_DELETE = 18
+    USER_PASSWORD = 19
+    USER_GRANT = 20
+    USER_REVOKE = 21
+    ROLE_ADD = 22
+    ROLE_DELETE = 23
+    ROLE_GRANT = 24
+    ROLE_REVOKE = 25
+    TOKEN_ADD = 26
+    TOKEN_RENEW = 27
+    TOKEN_DROP = 28
 
 
 OP_MAX: Final = max(Op)
+_GUARDED: Final = int(Op.GUARDED)
 
 
 class CompareTarget(IntEnum):
@@ -118,6 +134,7 @@ COUNT_ONLY: Final = 2
 """Flags of a range."""
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_GUARD: Final = b"\x95" + bytes((Op.GUARDED,)) + b"\xc0"
 _STAMP: Final = struct.Struct(">Q")
 _HEAD_BYTES_MAX: Final = 1 + 3 * 9
 """The head of an array and three integers, as msgpack packs the greatest."""
@@ -282,7 +299,7 @@ def compact(revision: int, *, once: bytes | None = None) -> Command:
     """Forget history before `revision`. Answers CompactResult; refused: Compacted,
     FutureRevision."""
     _check_int64(revision)
-    return _finish([5, once, max(revision, 0)], once)
+    return finish([5, once, max(revision, 0)], once)
 
 
 def lease_grant(
@@ -293,13 +310,13 @@ def lease_grant(
     LeaseExists, NoSpace. Raises InvalidRequest or TtlOutOfRange."""
     _check_lease(lease)
     _check_ttl(ttl_seconds)
-    return _finish([6, once, lease, ttl_seconds, chosen], once)
+    return finish([6, once, lease, ttl_seconds, chosen], once)
 
 
 def lease_revoke(lease: int, *, once: bytes | None = None) -> Command:
     """End a lease and delete its keys. Answers RevokeResult; refused: LeaseNotFound."""
     _check_int64(lease)
-    return _finish([7, once, lease], once)
+    return finish([7, once, lease], once)
 
 
 def lease_expire(leases: Sequence[int], term: int) -> Command:
@@ -308,7 +325,7 @@ def lease_expire(leases: Sequence[int], term: int) -> Command:
     Without effect when it is committed in a later term: the new leader judges anew (etcd#15247).
     """
     check(len(leases) <= limits.LEASE_REVOKES_PER_BATCH, "too many leases in one expiry")
-    return _finish([8, None, list(leases), term], None)
+    return finish([8, None, list(leases), term], None)
 
 
 def service_register(
@@ -332,8 +349,8 @@ def service_register(
     TtlOutOfRange."""
     _check_name("service", service)
     _check_name("instance", instance)
-    _check_text("address", address, limits.SERVICE_NAME_BYTES_MAX)
-    _check_text("owner", owner, limits.SERVICE_NAME_BYTES_MAX)
+    check_text("address", address, limits.SERVICE_NAME_BYTES_MAX)
+    check_text("owner", owner, limits.SERVICE_NAME_BYTES_MAX)
     if not address:
         raise InvalidRequest("address is not provided")
     if not 0 <= port <= 65_535:
@@ -346,10 +363,10 @@ def service_register(
     if len(meta) > limits.SERVICE_META_MAX:
         raise _too_large("meta", len(meta), limits.SERVICE_META_MAX)
     for text in (*tags, *meta, *meta.values()):
-        _check_text("tags and meta", text, limits.SERVICE_RECORD_BYTES_MAX)
+        check_text("tags and meta", text, limits.SERVICE_RECORD_BYTES_MAX)
     _check_ttl(ttl_seconds)
     _check_lease(lease)
-    command = _finish(
+    command = finish(
         [9, once, service, instance, address, port, list(tags), sorted(meta.items()), weight,
          ttl_seconds, owner, lease, takeover], once,
     )  # fmt: skip
@@ -365,8 +382,8 @@ def service_deregister(
     InstanceClaimed when both owners are named and differ."""
     _check_name("service", service)
     _check_name("instance", instance)
-    _check_text("owner", owner, limits.SERVICE_NAME_BYTES_MAX)
-    return _finish([10, once, service, instance, owner], once)
+    check_text("owner", owner, limits.SERVICE_NAME_BYTES_MAX)
+    return finish([10, once, service, instance, owner], once)
 
 
 def service_drain(
@@ -376,7 +393,7 @@ def service_drain(
     NoSpace."""
     _check_name("service", service)
     _check_name("instance", instance)
-    return _finish([11, once, service, instance, draining], once)
+    return finish([11, once, service, instance, draining], once)
 
 
 def member_update(
@@ -390,8 +407,8 @@ def member_update(
     """Change a member's attributes; None keeps one. Answers MemberResult; refused:
     MemberNotFound, MemberExists (another member has one of the peer addresses)."""
     for text in (name or "", *(peer_urls or ()), *(client_urls or ())):
-        _check_text("member attribute", text, limits.KIB)
-    return _finish([12, once, member_id, name, _list(peer_urls), _list(client_urls)], once)
+        check_text("member attribute", text, limits.KIB)
+    return finish([12, once, member_id, name, _list(peer_urls), _list(client_urls)], once)
 
 
 def alarm(kind: int, member_id: int, on: bool, *, once: bytes | None = None) -> Command:
@@ -403,7 +420,22 @@ def alarm(kind: int, member_id: int, on: bool, *, once: bytes | None = None) -> 
     """
     if not AlarmKind.NOSPACE <= kind <= AlarmKind.CORRUPT:
         raise InvalidRequest("unknown kind of alarm", kind=kind)
-    return _finish([13, once, int(kind), member_id, on], once)
+    return finish([13, once, int(kind), member_id, on], once)
+
+
+BY_MEMBER: Final = 0
+"""Auth revision of what a member does of its own accord, on nobody's behalf."""
+
+
+def guarded(command: Command, auth_revision: int, user: str | None = None) -> Command:
+    """`command` as it was allowed by the access rules of `auth_revision`.
+
+    Answers what `command` answers; refused with AuthRevisionOld when the rules are others by the
+    time it is applied. What depends on the state itself, the keys that hang on a lease, is judged
+    then, for `user`; None may do everything. While access control is on, nothing that a door
+    proposes is applied without this.
+    """
+    return b"".join((_GUARD, _pack(auth_revision), _pack(user), command))
 
 
 # ---- batches ---------------------------------------------------------------------------------
@@ -461,7 +493,9 @@ def decode_batch(data: bytes) -> Batch:
         body = unpack(data, 8)
         origin, boot, sequence, commands = body
         for command in commands:
-            if not 0 < command[0] <= OP_MAX:
+            if command[0] == _GUARDED:
+                _, _, _, _, command = command
+            if not 0 < command[0] <= OP_MAX or command[0] == _GUARDED:
                 raise FormatError(
                     f"the log holds a command (number {command[0]}) that this version of raftkv "
                     "does not know; run a version at least as new as the one that wrote it"
@@ -482,10 +516,11 @@ def decode_batch(data: bytes) -> Batch:
 def _command(operation: Operation, keyspace: int, once: bytes | None) -> Command:
     if not 0 <= keyspace < KEYSPACES_MAX:
         raise InvalidRequest("no such keyspace", keyspace=keyspace)
-    return _finish([operation[0], once, keyspace, *operation[1:]], once)
+    return finish([operation[0], once, keyspace, *operation[1:]], once)
 
 
-def _finish(body: list[Any], once: bytes | None) -> Command:
+def finish(body: list[Any], once: bytes | None) -> Command:
+    """Pack a command's body. Raises InvalidRequest for its idempotency key, or TooLarge."""
     if once is not None and not 0 < len(once) <= limits.IDEMPOTENCY_KEY_BYTES_MAX:
         raise InvalidRequest(
             f"an idempotency key has 1 to {limits.IDEMPOTENCY_KEY_BYTES_MAX} bytes"
@@ -535,10 +570,11 @@ def _check_ttl(ttl_seconds: int) -> None:
 def _check_name(what: str, name: str) -> None:
     if not name or "\0" in name:
         raise InvalidRequest(f"the name of the {what} is empty or holds a NUL", what=what)
-    _check_text(what, name, limits.SERVICE_NAME_BYTES_MAX)
+    check_text(what, name, limits.SERVICE_NAME_BYTES_MAX)
 
 
-def _check_text(what: str, text: str, bytes_max: int) -> None:
+def check_text(what: str, text: str, bytes_max: int) -> None:
+    """Raise unless `text` can be stored: InvalidRequest, or TooLarge."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
@@ -34,6 +34,9 @@ from raftkv.machine.records import (
     tombstone_record,
 )
 from raftkv.machine.tables import CURRENT, HISTORY, LEASE_KEYS, META, VERSIONS, TableWriter
+
+if TYPE_CHECKING:
+    from raftkv.machine.auth import AuthState
 
 HASH_BYTES: Final = 16
 STATE_ROW: Final = b"state"
@@ -82,12 +85,17 @@ class Draft:
     """One apply under way: the writer, the counters, and what has come of it so far."""
 
     __slots__ = (
-        "alarms", "append_row", "corrupt", "delete_row", "events", "get", "leases", "no_space",
-        "parts", "put_row", "state", "sub", "term", "writer",
+        "alarms", "append_row", "auth", "corrupt", "delete_row", "events", "get", "guarded",
+        "leases", "no_space", "parts", "put_row", "state", "sub", "term", "tokens_removed",
+        "writer",
     )  # fmt: skip
 
     def __init__(
-        self, writer: TableWriter, state: State, alarms: frozenset[tuple[int, int]]
+        self,
+        writer: TableWriter,
+        state: State,
+        alarms: frozenset[tuple[int, int]],
+        auth: AuthState,
     ) -> None:
         self.writer = writer
         self.get = writer.get
@@ -96,6 +104,7 @@ class Draft:
         self.delete_row = writer.delete
         self.state = replace(state)
         self.set_alarms(alarms)
+        self.set_auth(auth)
         self.sub = 0
         """Writes made so far by the command at hand, all at `state.revision + 1`."""
         self.term = 0
@@ -104,12 +113,19 @@ class Draft:
         self.parts: list[bytes] = []
         """What the hash of the entry at hand covers."""
         self.leases: list[tuple[int, int]] = []
+        self.tokens_removed = 0
 
     def set_alarms(self, alarms: frozenset[tuple[int, int]]) -> None:
         """Alarms as (kind, member id)."""
         self.alarms = alarms
         self.no_space = any(kind == 1 for kind, _ in alarms)
         self.corrupt = any(kind == 2 for kind, _ in alarms)
+
+    def set_auth(self, auth: AuthState) -> None:
+        """The access rules in force from here on."""
+        self.auth = auth
+        self.guarded = auth.enabled
+        """Commands need a guard, see `raftkv.machine.commands.guarded`."""
 
     @property
     def seen_revision(self) -> int:

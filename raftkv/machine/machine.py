@@ -6,14 +6,16 @@ grouped into calls. Nothing here reads a clock, a random number or the environme
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
 from raftkv.errors import Compacted, check, violated
 from raftkv.machine import mvcc
+from raftkv.machine.access import Grants
 from raftkv.machine.apply import ACCIDENTS, apply_command
+from raftkv.machine.auth import AuthState, may_renew, may_see, read_auth
 from raftkv.machine.catalog import (
     Instance,
     ServiceSummary,
@@ -38,6 +40,7 @@ from raftkv.machine.leases import Lease, read_lease, read_lease_keys, read_lease
 from raftkv.machine.records import DELETE, U64, USER_KEYS, Record
 from raftkv.machine.results import Applied, Outcome, RangeResult, TxnResult
 from raftkv.machine.tables import CURRENT, META, TableReader, Tables
+from raftkv.machine.tokens import Token, read_token
 from raftkv.machine.txn import read_txn
 
 HASHES_KEPT: Final = 1024
@@ -50,6 +53,13 @@ class Machine:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
+        self.auth = AuthState()
+        """The access rules in force; replaced as a whole, never changed."""
+        self.token_removals = 0
+        """Grows whenever a token may have gone before its time; what is remembered of tokens from
+        before is to be looked up again."""
+        self.on_auth_change: list[Callable[[], None]] = []
+        """Called when `auth` was replaced, before anybody hears what else the same call applied."""
         self.reload()
 
     def reload(self) -> None:
@@ -57,6 +67,7 @@ class Machine:
         with self._tables.read() as reader:
             self._state = State.unpack(reader.get(META, STATE_ROW))
             self._alarms = read_alarms(reader)
+            auth = read_auth(reader)
             self.conf: bytes = reader.get(META, CONF_ROW) or b""
             """The configuration in force, as given to `apply_config` or `bootstrap`."""
             progress = reader.get(META, COMPACTION_ROW) or bytes(8)
@@ -64,6 +75,8 @@ class Machine:
         self._cursor: bytes | None = progress[8:] or None
         self._hashes: list[tuple[int, bytes]] = [(0, b"")] * HASHES_KEPT
         self._remember_hash(self._state.applied_index, self._state.hash)
+        self.token_removals += 1
+        self._adopt_auth(auth)
 
     # -- where it stands ------------------------------------------------------------------------
 
@@ -122,7 +135,7 @@ class Machine:
         """
         check(self.applied_index == 0, "a store is bootstrapped once", index=self.applied_index)
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             draft.state.applied_index = index - 1
             draft.begin_entry(index, term)
             change_members(draft, conf, MemberChange(add=tuple(members)))
@@ -140,7 +153,7 @@ class Machine:
         """
         check(self.applied_index > 0, "only a state that something was applied to has a home")
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             replace_members(draft, conf, tuple(members))
             draft.end_entry()
             draft.save()
@@ -161,7 +174,7 @@ class Machine:
         applied: list[Applied] = []
         hashes: list[bytes] = []
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             state = draft.state
             for index, term, batch in batches:
                 draft.begin_entry(index, term)
@@ -187,6 +200,9 @@ class Machine:
         self._adopt(draft)
         for entry, digest in zip(applied, hashes, strict=True):
             self._remember_hash(entry.index, digest)
+        self.token_removals += draft.tokens_removed
+        if draft.auth is not self.auth:
+            self._adopt_auth(draft.auth)
         return applied
 
     def apply_config(
@@ -197,7 +213,7 @@ class Machine:
         Its one result is a MemberResult. Atomic, and in order with `apply`.
         """
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms)
+            draft = Draft(writer, self._state, self._alarms, self.auth)
             draft.begin_entry(index, term)
             change_members(draft, conf, change)
             result = member_result(draft)
@@ -211,6 +227,11 @@ class Machine:
     def _adopt(self, draft: Draft) -> None:
         self._state = draft.state
         self._alarms = draft.alarms
+
+    def _adopt_auth(self, auth: AuthState) -> None:
+        self.auth = auth
+        for listener in self.on_auth_change:
+            listener()
 
     def _remember_hash(self, index: int, digest: bytes) -> None:
         self._hashes[index % HASHES_KEPT] = (index, digest)
@@ -358,6 +379,21 @@ class Machine:
         """The keys of a keyspace that hang on a lease, in order."""
         with self._tables.read() as reader:
             return read_lease_keys(reader, lease, keyspace)
+
+    def may_renew_lease(self, grants: Grants, lease: int) -> bool:
+        """See `raftkv.machine.auth.may_renew`."""
+        with self._tables.read() as reader:
+            return may_renew(reader, grants, lease)
+
+    def visible_leases(self, grants: Grants) -> list[Lease]:
+        """As `leases`, those that `raftkv.machine.auth.may_see` lets be seen."""
+        with self._tables.read() as reader:
+            return [held for held in read_leases(reader) if may_see(reader, grants, held.lease)]
+
+    def token(self, token_hash: bytes) -> Token | None:
+        """A token of somebody who logged in, over its time or not; or None."""
+        with self._tables.read() as reader:
+            return read_token(reader, token_hash)
 
     def instance(self, service: str, instance: str) -> Instance | None:
         """One service instance, or None."""

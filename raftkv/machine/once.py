@@ -45,6 +45,7 @@ _RESULTS: Final[tuple[type[Result], ...]] = (
     results.PutResult, results.DeleteResult, results.RangeResult, results.TxnResult,
     results.CompactResult, results.LeaseResult, results.RevokeResult, results.ExpireResult,
     results.ServiceResult, results.DeregisterResult, results.MemberResult, results.AlarmResult,
+    results.AuthResult, results.TokenResult,
 )  # fmt: skip
 """Their places are part of the stored format."""
 _RESULT_NUMBER: Final = {kind: number for number, kind in enumerate(_RESULTS)}

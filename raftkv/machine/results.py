@@ -221,6 +221,30 @@ class AlarmResult(Result):
         self.changed = changed
 
 
+class AuthResult(Result):
+    """Users, roles or their use changed."""
+
+    __slots__ = ("auth_revision", "changed")
+
+    def __init__(self, revision: int, auth_revision: int, changed: bool) -> None:
+        self.revision = revision
+        self.auth_revision = auth_revision
+        self.changed = changed
+        """False: it was so already."""
+
+
+class TokenResult(Result):
+    """A token was made, prolonged or ended."""
+
+    __slots__ = ("expires_ms", "user")
+
+    def __init__(self, revision: int, user: str, expires_ms: int) -> None:
+        self.revision = revision
+        self.user = user
+        self.expires_ms = expires_ms
+        """By the machine's clock; 0: it is gone."""
+
+
 Outcome = Result | Refused
 """What became of one command. Both are definite."""
 

@@ -35,6 +35,10 @@ class Table(IntEnum):
     """Member id -> name, addresses, learner."""
     ALARMS = 9
     """Alarm kind + member id -> nothing."""
+    AUTH = 10
+    """Whether access control is on, users and roles; see `raftkv.machine.auth`."""
+    TOKENS = 11
+    """Hashes of the tokens of those who logged in; see `raftkv.machine.tokens`."""
 
 
 # Plain integers for the hot path: hashing an Enum member is a Python call.
@@ -48,6 +52,8 @@ ONCE: Final = int(Table.ONCE)
 ONCE_AGE: Final = int(Table.ONCE_AGE)
 MEMBERS: Final = int(Table.MEMBERS)
 ALARMS: Final = int(Table.ALARMS)
+AUTH: Final = int(Table.AUTH)
+TOKENS: Final = int(Table.TOKENS)
 
 
 class TableReader(Protocol):

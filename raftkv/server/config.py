@@ -23,11 +23,20 @@ from urllib.parse import urlsplit
 
 from raftkv import limits
 from raftkv.errors import ConfigError
+from raftkv.server.token_spec import parse_token_spec
 
 ENVIRONMENT_PREFIX: Final = "RAFTKV_"
 CONFIG_FILE_VARIABLE: Final = "RAFTKV_CONFIG_FILE"
 CLIENT_VARIABLES: Final = frozenset(
-    {CONFIG_FILE_VARIABLE, "RAFTKV_ENDPOINTS", "RAFTKV_TIMEOUT", "RAFTKV_OUTPUT"}
+    {
+        CONFIG_FILE_VARIABLE,
+        "RAFTKV_ENDPOINTS",
+        "RAFTKV_TIMEOUT",
+        "RAFTKV_OUTPUT",
+        "RAFTKV_USER",
+        "RAFTKV_PASSWORD",
+        "RAFTKV_TOKEN",
+    }
 )
 """Variables with our prefix that are not settings of a member."""
 
@@ -154,6 +163,16 @@ def split_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
         owners[url] = name
         members[name] = (*members.get(name, ()), url)
     return members
+
+
+def parse_auth_token(value: object) -> str:
+    """The text of ``--auth-token``; see `raftkv.server.token_spec`."""
+    text = parse_text(value)
+    try:
+        parse_token_spec(text)
+    except ValueError as error:
+        raise BadValue(str(error)) from None
+    return text
 
 
 def one_of(*choices: str) -> Parser:
@@ -339,6 +358,21 @@ class ServerConfig:
         "SIZE",
         "Most bytes of data; past it only deletes and compaction pass.",
         group="Storage",
+    )
+    auth_token: str = _setting(
+        "simple",
+        parse_auth_token,
+        "SPEC",
+        "Tokens of users: simple (random, kept by the cluster), or "
+        "jwt,sign-method=ES256,pub-key=FILE,priv-key=FILE.",
+        group="Access",
+    )
+    auth_token_ttl: int = _setting(
+        limits.TOKEN_TTL_SECONDS_DEFAULT,
+        parse_integer,
+        "SECONDS",
+        "Seconds after which a token that is not used ends.",
+        group="Access",
     )
     max_connections: int = _setting(
         limits.CONNECTIONS_MAX,
@@ -536,6 +570,7 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "snapshot_catchup_entries": (0, 10_000_000),
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
+    "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
     "max_connections": (1, 1_000_000),
     "max_watchers": (1, 10_000_000),
 }

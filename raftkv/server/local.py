@@ -159,6 +159,10 @@ class LocalStore:
 
     # ---- within ------------------------------------------------------------------------------
 
+    def wall_ms(self) -> int:
+        """The wall clock that batches are stamped with, milliseconds."""
+        return time.time_ns() // 1_000_000
+
     def _stopping(self) -> RaftkvError | None:
         return Stopping("the store is closed") if self._closed else None
 
@@ -189,7 +193,7 @@ class LocalStore:
     def _apply(self, commands: list[Command]) -> Applied:
         self._sequence += 1
         batch = encode_batch(self.member_id, 1, self._sequence, commands)
-        data = stamp_batch(batch, int(time.time() * 1000))
+        data = stamp_batch(batch, self.wall_ms())
         index = self.machine.applied_index + 1
         (applied,) = self.machine.apply([(index, TERM, data)])
         check(len(applied.results) == len(commands), "one result a command")

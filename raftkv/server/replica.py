@@ -528,9 +528,8 @@ class Replica:
         if self.corrupt or not self.hashes.wrong(self.node.leader):
             return
         self.corrupt = True
-        self.propose(
-            commands.alarm(commands.AlarmKind.CORRUPT, self.member_id, True), lambda result: None
-        )
+        alarm = commands.alarm(commands.AlarmKind.CORRUPT, self.member_id, True)
+        self.propose(commands.guarded(alarm, commands.BY_MEMBER), lambda result: None)
         self._propose_gathered()
         self.stop_serving(
             Corrupt(

@@ -98,9 +98,8 @@ class Upkeep:
         def done(result: Any) -> None:
             self._announcing = False
 
-        self._replica.propose(
-            commands.member_update(member_id, name=settings.name, client_urls=urls), done
-        )
+        update = commands.member_update(member_id, name=settings.name, client_urls=urls)
+        self._replica.propose(commands.guarded(update, commands.BY_MEMBER), done)
 
     # -- space -----------------------------------------------------------------------------------
 
@@ -140,9 +139,8 @@ class Upkeep:
         def done(result: Any) -> None:
             self._alarming = False
 
-        self._replica.propose(
-            commands.alarm(commands.AlarmKind.NOSPACE, self._replica.member_id, on), done
-        )
+        alarm = commands.alarm(commands.AlarmKind.NOSPACE, self._replica.member_id, on)
+        self._replica.propose(commands.guarded(alarm, commands.BY_MEMBER), done)
 
     # -- history ---------------------------------------------------------------------------------
 

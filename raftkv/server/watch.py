@@ -132,6 +132,7 @@ class Watch:
     """One watch, as held by the door that asked for it."""
 
     __slots__ = (
+        "__weakref__",
         "_events",
         "_group",
         "_hub",
@@ -185,6 +186,11 @@ class Watch:
         """Say that a sink that answered False has room again. Otherwise without effect."""
         if self._place is Place.PAUSED:
             self._hub._resume(self)
+
+    def close(self, error: RaftkvError) -> None:
+        """End the watch and tell its sink why. Without effect on one that has ended."""
+        if self._place is not Place.CLOSED:
+            self._hub._close(self, error)
 
     def cancel(self) -> None:
         """End the watch; its sink is not called any more. Safe at any time, and twice."""

@@ -246,8 +246,70 @@ def members(ctl: Ctl) -> None:
     ctl("move-leader", "1234")
 
 
+def access(ctl: Ctl) -> None:
+    """auth, user, role, and what each user may do.
+
+    Left out, because newer etcd refuses them as well: ranges that end before they begin, and alarms
+    shown to everybody.
+    """
+    root, alice = "--user=root:rootpw", "--user=alice:alicepw"
+    ctl("auth", "enable")
+    ctl("user", "add", "root:rootpw")
+    ctl("user", "add", "root:other")
+    ctl("role", "add", "root")
+    ctl("user", "grant-role", "root", "root")
+    for arguments in (
+        ("role", "add", "app"), ("role", "add", "app"), ("user", "add", "alice:alicepw"),
+        ("user", "grant-role", "alice", "none"), ("user", "grant-role", "alice", "app"),
+        ("role", "grant-permission", "app", "readwrite", "app/", "--prefix"),
+        ("role", "grant-permission", "app", "read", "one"),
+        ("role", "grant-permission", "app", "write", "from", "to"),
+        ("role", "grant-permission", "none", "read", "k"),
+        ("role", "get", "app"), ("role", "get", "none"), ("role", "list"),
+        ("user", "get", "alice"), ("user", "get", "nobody"), ("user", "list"),
+        ("put", "secret", "v"), ("put", "one", "1"), ("auth", "enable"),
+    ):  # fmt: skip
+        ctl(*arguments)
+    ctl("get", "secret")
+    ctl("get", "secret", "--user=alice:wrong")
+    for user in (root, alice):
+        for arguments in (
+            ("get", "secret"), ("get", "one"), ("put", "one", "2"), ("put", "app/x", "v"),
+            ("put", "app/x", "w", "--prev-kv"), ("put", "from", "v", "--prev-kv"),
+            ("put", "from", "v"), ("get", "app/", "--prefix"), ("get", "app/", "--from-key"),
+            ("get", "--prefix", ""), ("del", "app/", "--prefix"), ("del", "from"),
+            ("del", "--prefix", ""), ("user", "list"), ("user", "get", "alice"),
+            ("user", "get", "root"), ("role", "get", "app"), ("role", "get", "root"),
+            ("role", "list"), ("user", "add", "bob:b"), ("user", "delete", "bob"),
+            ("auth", "enable"), ("put", "secret", "v"),
+        ):  # fmt: skip
+            ctl(*arguments, user)
+        ctl("txn", user, stdin="\n\nget secret\n\n")
+        ctl("txn", user, stdin='value("secret") = "v"\n\nget one\n\n\n')
+        ctl("txn", user, stdin="\n\nput app/y v\nget app/y\n\n")
+    for arguments in (
+        ("role", "revoke-permission", "app", "one"),
+        ("role", "revoke-permission", "app", "one"),
+        ("user", "revoke-role", "alice", "root"), ("user", "revoke-role", "root", "root"),
+        ("user", "delete", "root"), ("role", "delete", "root"),
+        ("user", "passwd", "alice", "--interactive=false"),
+    ):  # fmt: skip
+        ctl(*arguments, root, stdin="newpw\n")
+    ctl("get", "app/y", alice)
+    ctl("get", "app/y", "--user=alice:newpw")
+    ctl("role", "delete", "app", root)
+    ctl("get", "app/y", "--user=alice:newpw")
+    ctl("user", "get", "alice", root)
+    ctl("auth", "disable", "--user=alice:newpw")
+    ctl("auth", "disable", root)
+    ctl("get", "app/y")
+    for arguments in (("user", "delete", "alice"), ("user", "delete", "root"),
+                      ("role", "delete", "root"), ("del", "--prefix", "")):  # fmt: skip
+        ctl(*arguments)
+
+
 SCENARIOS: Final[list[Callable[[Ctl], None]]] = [
-    keys, transactions, leases, watches, coordination, members,
+    keys, transactions, leases, watches, coordination, members, access,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import aiohttp
 from jsonschema import Draft202012Validator
 from yarl import URL
 
+from raftkv.api.gate import Gate
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.door import HttpDoor
 from raftkv.api.http.openapi import build_openapi
@@ -205,10 +206,12 @@ class Stream:
 
 
 @asynccontextmanager
-async def serving(store: Any = None, *, expect_errors: bool = False) -> AsyncIterator[Served]:
+async def serving(
+    store: Any = None, *, expect_errors: bool = False, gate: Callable[[Any], Gate] = Gate
+) -> AsyncIterator[Served]:
     """A door on a free port; at the end nothing is left behind, and no handler has failed."""
     store = store or LocalStore()
-    door = HttpDoor(store)
+    door = HttpDoor(store, gate=gate(store))
     listener = Listener(
         lambda listener: HttpConnection(door, listener), on_sweep=door.tick, on_drain=door.drain
     )
@@ -225,6 +228,7 @@ async def serving(store: Any = None, *, expect_errors: bool = False) -> AsyncIte
         for raw in served.raws:
             await raw.close()
         await listener.close(0.5)
+        door.gate.close()
         store.close()
         loop.set_exception_handler(None)
     assert not door.tasks

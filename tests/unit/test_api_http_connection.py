@@ -591,3 +591,5 @@ class Addresses:
     def __init__(self, *addresses: tuple[str, int]) -> None:
         self.client_addresses = addresses
         self.max_connections = 100
+        self.auth_token = "simple"
+        self.auth_token_ttl = 300

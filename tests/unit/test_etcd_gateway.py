@@ -14,6 +14,7 @@ import pytest
 from google.protobuf import json_format
 
 from raftkv.api.etcd.gateway import PATHS
+from raftkv.api.etcd.guards import GUARDS
 from raftkv.api.etcd.jsonform import fill, plain
 from raftkv.api.etcd.messages import ETCD
 from raftkv.api.gate import Gate
@@ -196,16 +197,19 @@ async def test_more_keep_alives_than_may_wait_are_all_answered() -> None:
 async def test_the_gate_sees_the_authorization_header() -> None:
     seen: list[Any] = []
 
-    class Gate:
-        def admit(self, method: bytes, headers: Any) -> None: ...
-        def admit_rpc(self, path: str, token: Any, request: Any) -> None:
-            seen.append((path, token))
+    class Seeing(Gate):
+        enabled = True  # type: ignore[assignment]
+
+        def judge(self, guard: Any, authorization: bytes | None, request: Any) -> Any:
+            seen.append((guard, authorization))
+            return self.anyone, ()
 
     store = LocalStore()
-    listener = await start_http(store, "127.0.0.1", 0, gate=Gate())  # type: ignore[arg-type]
+    gate = Seeing(store)
+    listener = await start_http(store, "127.0.0.1", 0, gate=gate)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as session:
         await session.post("/v3/auth/status", data=b"", headers={"Authorization": "t.1"})
-    assert seen == [("/etcdserverpb.Auth/AuthStatus", "t.1")]
+    assert seen == [(GUARDS["/etcdserverpb.Auth/AuthStatus"], b"t.1")]
     await listener.close(1.0)
     store.close()
 

@@ -232,7 +232,19 @@ def test_a_short_batch_is_no_batch() -> None:
         c.decode_batch(b"short")
 
 
-@pytest.mark.parametrize("number", [0, -1, 14, 200])
-def test_a_command_of_a_newer_version_stops_the_member(number: int) -> None:
+@pytest.mark.parametrize("number", [0, -1, 29, 200])
+@pytest.mark.parametrize("guard", [False, True])
+def test_a_command_of_a_newer_version_stops_the_member(number: int, guard: bool) -> None:
+    command = [14, None, 1, None, [number, None]] if guard else [number, None]
     with pytest.raises(FormatError, match="number"):
-        c.decode_batch(bytes(8) + msgpack.packb([1, 2, 3, [[number, None]]]))
+        c.decode_batch(bytes(8) + msgpack.packb([1, 2, 3, [command]]))
+
+
+def test_a_guard_holds_a_command_and_no_guard() -> None:
+    inner = c.put(b"k", b"v", once=b"id")
+    (found,) = c.decode_batch(c.encode_batch(1, 2, 3, [c.guarded(inner, 7, "u")])).commands
+    assert found == [14, None, 7, "u", msgpack.unpackb(inner)]
+    with pytest.raises(FormatError):
+        c.decode_batch(c.encode_batch(1, 2, 3, [c.guarded(c.guarded(inner, 7), 7)]))
+    with pytest.raises(CorruptionError):
+        c.decode_batch(bytes(8) + msgpack.packb([1, 2, 3, [[14, None, 1, None, [1, "text"]]]]))
