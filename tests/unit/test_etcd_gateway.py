@@ -25,17 +25,12 @@ from raftkv.limits import ETCD_KEEP_ALIVES_WAITING_MAX
 from raftkv.server.local import LocalStore
 
 
-class OpenGate(Gate):
-    """A gate that tests may change."""
-
-
 class Json:
     """A client of the gateway."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, store: LocalStore, listener: Listener, gate: Gate
+        self, session: aiohttp.ClientSession, store: LocalStore, listener: Listener
     ) -> None:
-        self.gate = gate
         self.session = session
         self.store = store
         self.listener = listener
@@ -50,11 +45,10 @@ class Json:
 @asynccontextmanager
 async def serving() -> AsyncIterator[Json]:
     store = LocalStore(member_id=7, cluster_id=9)
-    gate = OpenGate()
-    listener = await start_http(store, "127.0.0.1", 0, gate=gate)
+    listener = await start_http(store, "127.0.0.1", 0)
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as session:
-            yield Json(session, store, listener, gate)
+            yield Json(session, store, listener)
     finally:
         await listener.close(1.0)
         store.close()

@@ -141,15 +141,23 @@ async def test_sockets_that_are_not_opened() -> None:
 
 async def test_a_browser_sends_its_token_as_a_subprotocol() -> None:
     async with serving() as client:
-        seen: list[Any] = []
-        client.gate.admit_rpc = lambda path, token, request: seen.append(token)  # type: ignore[method-assign]
-        async with client.session.ws_connect(
-            "/v3/lease/keepalive", protocols=("Bearer", "t.1")
-        ) as socket:
-            assert socket.protocol == "Bearer"
-            await socket.send_json({"ID": "5"})
-            assert (await socket.receive_json(timeout=5))["result"]["ID"] == "5"
-        assert seen == ["t.1"]
+        root = {"name": "root", "password": "secret"}
+        for path, body in (
+            ("user/add", root),
+            ("role/add", {"name": "root"}),
+            ("user/grant", {"user": "root", "role": "root"}),
+            ("enable", {}),
+        ):
+            status, _ = await client.post(f"/v3/auth/{path}", body)
+            assert status == 200
+        _, answer = await client.post("/v3/auth/authenticate", root)
+        for token, result in ((answer["token"], "result"), ("forged", "error")):
+            async with client.session.ws_connect(
+                "/v3/lease/keepalive", protocols=("Bearer", token)
+            ) as socket:
+                assert socket.protocol == "Bearer"
+                await socket.send_json({"ID": "5"})
+                assert result in await socket.receive_json(timeout=5)
 
 
 async def test_a_member_that_stops_says_so_on_the_socket() -> None:
