@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage scale clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage proof soak scale clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,19 @@ coverage: $(STAMP)  ## branch coverage of everything that runs in one process
 	$(BIN)/python -m coverage run -m pytest tests/unit tests/paper tests/interaction
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
+
+SEEDS ?= 500
+KILLS ?= 100
+IMAGES ?= 5000
+proof: $(STAMP)  ## what it promises: seeds, crash images, kill -9 cycles; twenty minutes at most
+	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS)
+	$(BIN)/python -m tests.crash.images --images $(IMAGES)
+	$(BIN)/python -m tests.cluster.kills --cycles $(KILLS)
+	$(BIN)/python -m tests.linearizability.crosscheck --seeds 200
+
+HOURS ?= 1
+soak: $(STAMP)  ## new seeds for HOURS=1; a failure says how to repeat it
+	$(BIN)/python -m tests.simulation.run --hours $(HOURS) --first $$(date +%s)
 
 scale: $(STAMP)  ## ten thousand services, a million keys; some minutes
 	$(BIN)/python -m tests.scale.services

@@ -83,6 +83,7 @@ SESSION_EXPIRED: Final = Row(Status.UNKNOWN, "mutex: session is expired")
 NO_ELECTED_LEADER: Final = Row(Status.UNKNOWN, "election: no leader")
 NOT_ELECTED: Final = Row(Status.UNKNOWN, "election: not leader")
 LEADER_KEY_MISSING: Final = Row(Status.UNKNOWN, '"leader" field must be provided')
+UNKNOWN_METHOD: Final = _row(Status.UNKNOWN, "unknown method")
 RANGE_TOO_LARGE: Final = Row(
     Status.RESOURCE_EXHAUSTED,
     f"the range has more than {ETCD_RANGE_BYTES_MAX} bytes: read it with a limit or by RangeStream",

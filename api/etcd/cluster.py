@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import rpc_message
@@ -13,6 +13,9 @@ from raftkv.errors import ChangeRefused, RaftkvError
 from raftkv.machine.commands import member_update
 from raftkv.server.config import BadValue, split_url
 from raftkv.server.store import MemberInfo
+
+if TYPE_CHECKING:
+    from raftkv.server.store import Store
 
 _Member = rpc_message("Member")
 _Members = rpc_message("MemberListResponse")
@@ -54,10 +57,10 @@ class ClusterService(Service):
         rpcs.add(path + "MemberUpdate", rpc_message("MemberUpdateRequest"), self.update)
         rpcs.add(path + "MemberPromote", rpc_message("MemberPromoteRequest"), self.promote)
 
-    def list(self, call: Unary, request: Any) -> None:
+    def list(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer MemberListResponse."""
         if request.linearizable:
-            self.store.read_index(partial(self._list, call))
+            caller.read_index(partial(self._list, call))
         else:
             self._list(call, None)
 
@@ -70,7 +73,7 @@ class ClusterService(Service):
         members = _Members(members=map(member_message, self.store.members()))
         call.reply(self.headers.at(0) + members.SerializeToString())
 
-    def add(self, call: Unary, request: Any) -> None:
+    def add(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer MemberAddResponse, once the change is applied here."""
         self.rpcs.run(call, self._add(call, checked_urls(request.peerURLs), request.isLearner))
 
@@ -86,11 +89,11 @@ class ClusterService(Service):
         )
         call.reply(self.headers.at(0) + added.SerializeToString())
 
-    def remove(self, call: Unary, request: Any) -> None:
+    def remove(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer MemberRemoveResponse, once the change is applied here."""
         self.rpcs.run(call, self._change(call, self.store.remove_member(request.ID)))
 
-    def promote(self, call: Unary, request: Any) -> None:
+    def promote(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer MemberPromoteResponse, once the change is applied here."""
         self.rpcs.run(call, self._change(call, self._promote(request.ID)))
 
@@ -107,10 +110,12 @@ class ClusterService(Service):
         await change
         self._reply(call)
 
-    def update(self, call: Unary, request: Any) -> None:
+    def update(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer MemberUpdateResponse, once the change is applied here."""
+        if request.ID not in {member.member_id for member in self.store.members()}:
+            raise answers.MEMBER_NOT_FOUND.fault()
         command = member_update(request.ID, peer_urls=checked_urls(request.peerURLs))
-        self.store.propose(command, partial(self._updated, call))
+        caller.propose(command, partial(self._updated, call))
 
     @answering
     def _updated(self, call: Unary, result: Any) -> None:

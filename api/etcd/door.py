@@ -13,12 +13,11 @@ from raftkv.api.etcd.kv import Kv
 from raftkv.api.etcd.lease import LeaseService
 from raftkv.api.etcd.lock import LockService
 from raftkv.api.etcd.maintenance import MaintenanceService
-from raftkv.api.etcd.messages import ETCD
+from raftkv.api.etcd.messages import ETCD, METHODS
 from raftkv.api.etcd.rpc import Rpcs, Service
 from raftkv.api.etcd.watch import WatchService
 from raftkv.api.gate import Gate
 from raftkv.api.grpc.calls import Call, StreamCall
-from raftkv.api.grpc.frames import ErrorCode
 from raftkv.api.grpc.health import Health
 from raftkv.api.grpc.reflection import Reflection
 from raftkv.api.grpc.server import GrpcServer
@@ -53,7 +52,8 @@ class EtcdDoor:
         for path, (_, unary) in self.rpcs.unary.items():
             self.server.unary(path, unary)
         for path, (_, stream) in self.rpcs.streams.items():
-            self.server.streaming(path, stream)
+            kind = "bidi_stream" if METHODS[path].client_streaming else "server_stream"
+            self.server.streaming(path, stream, kind)
         self.health = Health(self.server)
         Reflection(self.server, ETCD)
         self.tick()
@@ -124,4 +124,4 @@ class EtcdConnection(GrpcProtocol):
 def stop(call: Call) -> None:
     """End a call because the member stops."""
     call.fail(*STOPPED)
-    call.cancelled(ErrorCode.CANCEL)
+    call.tell_cancelled()

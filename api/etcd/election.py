@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import ETCD
-from raftkv.api.etcd.ownership import Ownership
+from raftkv.api.etcd.ownership import Ownership, plainly
 from raftkv.api.etcd.rpc import Outlet, Rpcs, Service, Streaming, Unary
 from raftkv.api.etcd.wire import field, number_field
 from raftkv.machine.commands import (
@@ -23,6 +23,7 @@ from raftkv.machine.commands import (
 
 if TYPE_CHECKING:
     from raftkv.machine.records import Record
+    from raftkv.server.store import Store
 
 PATH = "/v3electionpb.Election/"
 
@@ -46,12 +47,12 @@ class ElectionService(Service):
             PATH + "Observe", message("v3electionpb.LeaderRequest"), self.observe
         )
 
-    def campaign(self, call: Unary, request: Any) -> None:
+    def campaign(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer CampaignResponse once the election is won."""
-        self.rpcs.run(call, self._campaign(call, request))
+        self.rpcs.run(call, plainly(self._campaign(caller, call, request)))
 
-    async def _campaign(self, call: Unary, request: Any) -> None:
-        ownership = Ownership(self.rpcs, request.name)
+    async def _campaign(self, caller: Store, call: Unary, request: Any) -> None:
+        ownership = Ownership(self.rpcs, caller, request.name)
         lease = await ownership.session(request.lease)
         key = ownership.key(lease)
         put = put_op(key, request.value, lease=lease)
@@ -67,7 +68,7 @@ class ElectionService(Service):
             (field(1, request.name), field(2, key), number_field(3, created),
              number_field(4, lease))
         )  # fmt: skip
-        call.reply(self.headers.now() + field(2, leader))
+        call.reply(self.headers.at(result.revision) + field(2, leader))
 
     async def _proclaim(self, ownership: Ownership, key: bytes, created: int, value: bytes) -> None:
         leads = compare(CompareTarget.CREATE, Relation.EQUAL, key, created)
@@ -76,13 +77,13 @@ class ElectionService(Service):
         if not result.succeeded:
             raise answers.NOT_ELECTED.fault()
 
-    def proclaim(self, call: Unary, request: Any) -> None:
+    def proclaim(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer ProclaimResponse; refused unless the election is still won."""
         leader = self._leader_of(request)
-        self.rpcs.run(call, self._proclaimed(call, leader, request.value))
+        self.rpcs.run(call, plainly(self._proclaimed(caller, call, leader, request.value)))
 
-    async def _proclaimed(self, call: Unary, leader: Any, value: bytes) -> None:
-        ownership = Ownership(self.rpcs, leader.name)
+    async def _proclaimed(self, caller: Store, call: Unary, leader: Any, value: bytes) -> None:
+        ownership = Ownership(self.rpcs, caller, leader.name)
         await self._proclaim(ownership, leader.key, leader.rev, value)
         call.reply(self.headers.now())
 
@@ -92,9 +93,10 @@ class ElectionService(Service):
             raise answers.LEADER_KEY_MISSING.fault()
         return request.leader
 
-    def leader(self, call: Unary, request: Any) -> None:
+    def leader(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LeaderResponse."""
-        self.rpcs.run(call, self._leader(call, Ownership(self.rpcs, request.name)))
+        ownership = Ownership(self.rpcs, caller, request.name)
+        self.rpcs.run(call, plainly(self._leader(call, ownership)))
 
     async def _leader(self, call: Unary, ownership: Ownership) -> None:
         owner = await ownership.owner()
@@ -102,19 +104,20 @@ class ElectionService(Service):
             raise answers.NO_ELECTED_LEADER.fault()
         call.reply(self.headers.now() + field(2, owner.wire))
 
-    def resign(self, call: Unary, request: Any) -> None:
+    def resign(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer ResignResponse, whether or not the election was still won."""
         leader = self._leader_of(request)
-        self.rpcs.run(call, self._resign(call, leader))
+        self.rpcs.run(call, plainly(self._resign(caller, call, leader)))
 
-    async def _resign(self, call: Unary, leader: Any) -> None:
-        ownership = Ownership(self.rpcs, leader.name)
+    async def _resign(self, caller: Store, call: Unary, leader: Any) -> None:
+        ownership = Ownership(self.rpcs, caller, leader.name)
         await ownership.transact(txn([still_leads(leader)], [delete_op(leader.key)]))
         call.reply(self.headers.now())
 
-    def observe(self, call: Streaming, request: Any) -> None:
+    def observe(self, caller: Store, call: Streaming, request: Any) -> None:
         """Answer a LeaderResponse for each leader and each value proclaimed, until cancelled."""
-        self.rpcs.run(call, self._observe(call, Ownership(self.rpcs, request.name)))
+        ownership = Ownership(self.rpcs, caller, request.name)
+        self.rpcs.run(call, plainly(self._observe(call, ownership)))
 
     async def _observe(self, call: Streaming, ownership: Ownership) -> None:
         outlet = Outlet(call)

@@ -15,7 +15,7 @@ import orjson
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.jsonform import fill, plain
-from raftkv.api.etcd.messages import ETCD
+from raftkv.api.etcd.messages import ETCD, METHODS
 from raftkv.api.grpc.status import Status
 from raftkv.api.http.codec import dump_json
 from raftkv.api.http.exchange import JSON
@@ -127,18 +127,12 @@ class Gateway:
 
     def __init__(self, rpcs: Rpcs) -> None:
         self._targets: dict[bytes, _Target] = {}
-        responses = {
-            f"/{file.package}.{service.name}/{method.name}": method.output_type.lstrip(".")
-            for file in ETCD.files.file
-            for service in file.service
-            for method in service.method
-        }
         for path, places in PATHS.items():
             found = rpcs.unary.get(path) or rpcs.streams.get(path)
             if found is None:
                 continue
             request, handler = found
-            response = ETCD.message(responses[path])
+            response = ETCD.message(METHODS[path].output_type.lstrip("."))
             for place in places:
                 self._targets[place.encode()] = _Target(
                     handler, request, response, path in rpcs.streams, f"/v3/{place}"
@@ -211,12 +205,12 @@ class _JsonCall:
 
     @property
     def ended(self) -> bool:
-        """See `Caller`."""
+        """See `AnyCall`."""
         return self._x.ended
 
     @property
     def on_cancel(self) -> Callable[[], None] | None:
-        """See `Caller`."""
+        """See `AnyCall`."""
         return self._x.on_lost
 
     @on_cancel.setter
@@ -244,7 +238,7 @@ class JsonUnary(_JsonCall):
             self._x.send(self._json(message), JSON)
 
     def fail(self, code: int, text: str = "") -> None:
-        """See `Caller`."""
+        """See `AnyCall`."""
         _fail(self._x, code, text)
 
 
@@ -292,7 +286,7 @@ class JsonStream(_JsonCall):
             self._x.end_stream()
 
     def fail(self, code: int, text: str = "") -> None:
-        """See `Caller`."""
+        """See `AnyCall`."""
         x = self._x
         if x.ended:
             return

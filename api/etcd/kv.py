@@ -17,6 +17,7 @@ from raftkv.machine.commands import compact, delete, put, txn
 if TYPE_CHECKING:
     from raftkv.machine.records import Record
     from raftkv.machine.results import CompactResult, DeleteResult, PutResult, TxnResult
+    from raftkv.server.store import Store
 
 COMPACTION_LOOK_SECONDS: Final = 0.02
 ONE_KEY: Final = number_field(4, 1)
@@ -37,7 +38,7 @@ class Kv(Service):
 
     # ---- reading
 
-    def range(self, call: Unary, request: Any) -> None:
+    def range(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer RangeResponse."""
         if not request.key:
             raise answers.EMPTY_KEY.fault()
@@ -45,7 +46,7 @@ class Kv(Service):
         if request.serializable:
             self._range(call, request, None)
         else:
-            self.store.read_index(partial(self._range, call, request))
+            caller.read_index(partial(self._range, call, request))
 
     @answering
     def _range(self, call: Unary, request: Any, error: RaftkvError | None) -> None:
@@ -77,7 +78,7 @@ class Kv(Service):
     def _read_more(self, call: Unary, reader: RangeReader) -> None:
         self._read_on(call, reader)
 
-    def range_stream(self, call: Streaming, request: Any) -> None:
+    def range_stream(self, caller: Store, call: Streaming, request: Any) -> None:
         """Answer RangeStreamResponses: records as they are read, then header, count and more."""
         if not request.key:
             raise answers.EMPTY_KEY.fault()
@@ -91,11 +92,11 @@ class Kv(Service):
             or request.max_create_revision
         ):
             raise answers.RANGE_STREAM_OPTION.fault()
-        _RangeStream(self, call, request)
+        _RangeStream(self, caller, call, request)
 
     # ---- writing
 
-    def put(self, call: Unary, request: Any) -> None:
+    def put(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer PutResponse."""
         command = put(
             request.key,
@@ -105,7 +106,7 @@ class Kv(Service):
             ignore_value=request.ignore_value,
             ignore_lease=request.ignore_lease,
         )
-        self.store.propose(command, partial(self._put_done, call))
+        caller.propose(command, partial(self._put_done, call))
 
     @answering
     def _put_done(self, call: Unary, result: PutResult) -> None:
@@ -113,11 +114,11 @@ class Kv(Service):
         previous = result.previous
         call.reply(header if previous is None else header + field(2, previous.wire))
 
-    def delete(self, call: Unary, request: Any) -> None:
+    def delete(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer DeleteRangeResponse."""
         start, end = interval(request.key, request.range_end)
         command = delete(start, end, prev=request.prev_kv)
-        self.store.propose(command, partial(self._delete_done, call))
+        caller.propose(command, partial(self._delete_done, call))
 
     @answering
     def _delete_done(self, call: Unary, result: DeleteResult) -> None:
@@ -131,16 +132,16 @@ class Kv(Service):
             )
         )
 
-    def txn(self, call: Unary, request: Any) -> None:
+    def txn(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer TxnResponse. One that writes nothing is read here, without the log."""
         parts = txn_parts(request)
         command = txn(*parts)
         if not is_read_only(request):
-            self.store.propose(command, partial(self._txn_done, call, request))
+            caller.propose(command, partial(self._txn_done, call, request))
         elif is_serializable(request):
             self._txn_read(call, request, parts, None)
         else:
-            self.store.read_index(partial(self._txn_read, call, request, parts))
+            caller.read_index(partial(self._txn_read, call, request, parts))
 
     @answering
     def _txn_read(
@@ -156,11 +157,11 @@ class Kv(Service):
         body = TxnEncoder(result).body(request, result)
         call.reply(self.headers.at(result.revision) + body)
 
-    def compact(self, call: Unary, request: Any) -> None:
+    def compact(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer CompactionResponse, once the rows are removed here if it is to be physical."""
         # Below zero is below every revision there ever was.
         revision = request.revision if request.revision >= 0 else 0
-        self.store.propose(compact(revision), partial(self._compact_done, call, request.physical))
+        caller.propose(compact(revision), partial(self._compact_done, call, request.physical))
 
     @answering
     def _compact_done(self, call: Unary, physical: bool, result: CompactResult) -> None:
@@ -179,7 +180,7 @@ class _RangeStream:
 
     __slots__ = ("_call", "_kv", "_reader", "_request", "_scheduled", "rpcs")
 
-    def __init__(self, kv: Kv, call: Streaming, request: Any) -> None:
+    def __init__(self, kv: Kv, caller: Store, call: Streaming, request: Any) -> None:
         self._kv = kv
         self.rpcs = kv.rpcs
         self._call = call
@@ -190,7 +191,7 @@ class _RangeStream:
         if request.serializable:
             self._go_on()
         else:
-            kv.store.read_index(self._confirmed)
+            caller.read_index(self._confirmed)
 
     def _confirmed(self, error: RaftkvError | None) -> None:
         if error is not None:

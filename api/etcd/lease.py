@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import rpc_message
@@ -22,7 +22,8 @@ from raftkv.machine.commands import lease_grant, lease_revoke
 
 if TYPE_CHECKING:
     from raftkv.machine.results import LeaseResult, RevokeResult
-    from raftkv.server.store import KeepAliveResult, LeaseTime
+    from raftkv.server.store import KeepAliveResult, LeaseTime, Store
+KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
 
 
 def granted_ttl(asked_seconds: int) -> int:
@@ -42,39 +43,37 @@ class LeaseService(Service):
         rpcs.add(path + "LeaseRevoke", rpc_message("LeaseRevokeRequest"), self.revoke)
         rpcs.add(path + "LeaseTimeToLive", rpc_message("LeaseTimeToLiveRequest"), self.time)
         rpcs.add(path + "LeaseLeases", rpc_message("LeaseLeasesRequest"), self.leases)
-        rpcs.add_stream(
-            path + "LeaseKeepAlive", rpc_message("LeaseKeepAliveRequest"), self.keep_alive
-        )
+        rpcs.add_stream(KEEP_ALIVE, rpc_message("LeaseKeepAliveRequest"), self.keep_alive)
 
-    def grant(self, call: Unary, request: Any) -> None:
+    def grant(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LeaseGrantResponse. Id 0: one is drawn."""
         ttl = granted_ttl(request.TTL)
         command = lease_grant(request.ID or fresh_lease(), ttl, chosen=not request.ID)
-        self.store.propose(command, partial(self._granted, call))
+        caller.propose(command, partial(self._granted, call))
 
     @answering
     def _granted(self, call: Unary, result: LeaseResult) -> None:
         granted = number_field(2, result.lease) + number_field(3, result.ttl_seconds)
         call.reply(self.headers.now() + granted)
 
-    def revoke(self, call: Unary, request: Any) -> None:
+    def revoke(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LeaseRevokeResponse."""
-        self.store.propose(lease_revoke(request.ID), partial(self._revoked, call))
+        caller.propose(lease_revoke(request.ID), partial(self._revoked, call))
 
     @answering
     def _revoked(self, call: Unary, result: RevokeResult) -> None:
         call.reply(self.headers.at(result.revision))
 
-    def time(self, call: Unary, request: Any) -> None:
+    def time(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LeaseTimeToLiveResponse; of an unknown lease, with TTL -1."""
-        self.store.read_index(partial(self._time, call, request))
+        caller.read_index(partial(self._time, call, caller, request))
 
     @answering
-    def _time(self, call: Unary, request: Any, error: RaftkvError | None) -> None:
+    def _time(self, call: Unary, caller: Store, request: Any, error: RaftkvError | None) -> None:
         if self.store.machine.lease(request.ID) is None:
             self._unknown(call, request)
         else:
-            self.store.lease_time(request.ID, partial(self._timed, call, request))
+            caller.lease_time(request.ID, partial(self._timed, call, request))
 
     def _timed(self, call: Unary, request: Any, result: Any) -> None:
         if isinstance(result, LeaseNotFound):
@@ -97,9 +96,9 @@ class LeaseService(Service):
             parts += [field(5, key) for key in self.store.machine.lease_keys(time.lease)]
         call.reply(b"".join(parts))
 
-    def leases(self, call: Unary, request: Any) -> None:
+    def leases(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LeaseLeasesResponse."""
-        self.store.read_index(partial(self._leases, call))
+        caller.read_index(partial(self._leases, call))
 
     @answering
     def _leases(self, call: Unary, error: RaftkvError | None) -> None:
@@ -126,11 +125,12 @@ class _KeepAlives:
         call.on_drain = call.resume
 
     def take(self, request: Any) -> None:
+        caller = self._service.rpcs.admit(self._call, KEEP_ALIVE, request)
         slot = [request.ID, -1]
         self._waiting.append(slot)
         if len(self._waiting) >= ETCD_KEEP_ALIVES_WAITING_MAX:
             self._call.pause()
-        self._service.store.keep_alive(request.ID, partial(self._done, slot))
+        caller.keep_alive(request.ID, partial(self._done, slot))
 
     def _done(self, slot: list[int], result: KeepAliveResult | RaftkvError) -> None:
         call = self._call

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import ETCD
-from raftkv.api.etcd.ownership import Ownership
-from raftkv.api.etcd.rpc import Rpcs, Service, Unary, answering
+from raftkv.api.etcd.ownership import Ownership, plainly
+from raftkv.api.etcd.rpc import Rpcs, Service, Unary
 from raftkv.api.etcd.wire import field
 from raftkv.machine.commands import delete, put_op, range_op
 
 if TYPE_CHECKING:
-    from raftkv.machine.results import DeleteResult
+    from raftkv.server.store import Store
 
 
 class LockService(Service):
@@ -24,9 +23,10 @@ class LockService(Service):
         rpcs.add("/v3lockpb.Lock/Lock", ETCD.message("v3lockpb.LockRequest"), self.lock)
         rpcs.add("/v3lockpb.Lock/Unlock", ETCD.message("v3lockpb.UnlockRequest"), self.unlock)
 
-    def lock(self, call: Unary, request: Any) -> None:
+    def lock(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer LockResponse once the lock is held."""
-        self.rpcs.run(call, self._lock(call, Ownership(self.rpcs, request.name), request.lease))
+        ownership = Ownership(self.rpcs, caller, request.name)
+        self.rpcs.run(call, plainly(self._lock(call, ownership, request.lease)))
 
     async def _lock(self, call: Unary, ownership: Ownership, lease: int) -> None:
         lease = await ownership.session(lease)
@@ -43,12 +43,14 @@ class LockService(Service):
             await ownership.confirmed()
             if self.store.machine.get(key) is None:
                 raise answers.SESSION_EXPIRED.fault()
-        call.reply(self.headers.now() + field(2, key))
+            call.reply(self.headers.now() + field(2, key))
+        else:
+            call.reply(self.headers.at(result.revision) + field(2, key))
 
-    def unlock(self, call: Unary, request: Any) -> None:
+    def unlock(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer UnlockResponse."""
-        self.store.propose(delete(request.key), partial(self._unlocked, call))
+        self.rpcs.run(call, plainly(self._unlock(caller, call, request.key)))
 
-    @answering
-    def _unlocked(self, call: Unary, result: DeleteResult) -> None:
+    async def _unlock(self, caller: Store, call: Unary, key: bytes) -> None:
+        result = await self.rpcs.outcome(caller.propose, delete(key))
         call.reply(self.headers.at(result.revision))

@@ -21,6 +21,7 @@ from raftkv.machine.commands import AlarmKind, alarm
 
 if TYPE_CHECKING:
     from raftkv.machine.results import AlarmResult
+    from raftkv.server.store import Store
 
 SNAPSHOT_BLOB_BYTES: Final = 32 * KIB
 SNAPSHOT_DIGEST_BYTES: Final = 32
@@ -49,7 +50,7 @@ class MaintenanceService(Service):
 
     # ---- status and alarms
 
-    def status(self, call: Unary, request: Any) -> None:
+    def status(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer StatusResponse."""
         status = self.store.status()
         problems = []
@@ -74,16 +75,16 @@ class MaintenanceService(Service):
         )
         call.reply(self.headers.now() + answer.SerializeToString())
 
-    def alarm(self, call: Unary, request: Any) -> None:
+    def alarm(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer AlarmResponse: the alarms asked for, or the one that changed."""
         kind = request.alarm
-        if request.action == _GET or not kind:
+        if request.action not in (_ACTIVATE, _DEACTIVATE) or not kind:
             on = self.store.machine.alarms if request.action == _GET else frozenset()
             self._alarms(call, [each for each in sorted(on) if kind in (0, each[0])])
             return
         member_id = request.memberID
         command = alarm(kind, member_id, request.action == _ACTIVATE)
-        self.store.propose(command, partial(self._alarm_set, call, kind, member_id))
+        caller.propose(command, partial(self._alarm_set, call, kind, member_id))
 
     @answering
     def _alarm_set(self, call: Unary, kind: int, member_id: int, result: AlarmResult) -> None:
@@ -94,18 +95,18 @@ class MaintenanceService(Service):
         answer = _Alarms(alarms=[{"memberID": member, "alarm": kind} for kind, member in alarms])
         call.reply(self.headers.now() + answer.SerializeToString())
 
-    def defragment(self, call: Unary, request: Any) -> None:
+    def defragment(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer DefragmentResponse: freed pages are used again without being asked."""
         call.reply(b"")
 
     # ---- hashes
 
-    def hash(self, call: Unary, request: Any) -> None:
+    def hash(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer HashResponse: of all state, equal on members that have applied as much."""
         digest = int.from_bytes(self.store.machine.state_hash[:4], "big")
         call.reply(self.headers.now() + number_field(2, digest))
 
-    def hash_kv(self, call: Unary, request: Any) -> None:
+    def hash_kv(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer HashKVResponse: of the keys as they are at a revision, 0 for the newest."""
         self.rpcs.run(call, self._hash_kv(call, max(request.revision, 0)))
 
@@ -133,7 +134,7 @@ class MaintenanceService(Service):
 
     # ---- snapshots
 
-    def snapshot(self, call: Streaming, request: Any) -> None:
+    def snapshot(self, caller: Store, call: Streaming, request: Any) -> None:
         """Answer SnapshotResponses: the file in pieces, last the SHA-256 of all before it."""
         self.rpcs.run(call, self._snapshot(call))
 
@@ -157,7 +158,7 @@ class MaintenanceService(Service):
 
     # ---- the cluster
 
-    def move_leader(self, call: Unary, request: Any) -> None:
+    def move_leader(self, caller: Store, call: Unary, request: Any) -> None:
         """Answer MoveLeaderResponse. Only the leader moves."""
         if self.store.status()["role"] != "leader":
             raise answers.NOT_LEADER.fault()
@@ -170,13 +171,15 @@ class MaintenanceService(Service):
             raise answers.BAD_TRANSFEREE.fault() from refused
         call.reply(self.headers.now())
 
-    def downgrade(self, call: Unary, request: Any) -> None:
+    def downgrade(self, caller: Store, call: Unary, request: Any) -> None:
         """Refuse: there is no older version that could read this one's data."""
         if request.action == _CANCEL:
             raise answers.NO_DOWNGRADE.fault()
+        if request.action > _CANCEL:
+            raise answers.UNKNOWN_METHOD.fault()
         if _VERSION.fullmatch(request.version) is None:
             raise answers.DOWNGRADE_FORMAT.fault()
-        self.store.read_index(partial(self._downgrade, call, request.version))
+        caller.read_index(partial(self._downgrade, call, request.version))
 
     @answering
     def _downgrade(self, call: Unary, version: str, error: RaftkvError | None) -> None:

@@ -13,6 +13,14 @@ from raftkv.api.grpc.descriptors import Descriptors
 ETCD: Final = Descriptors.load(Path(__file__).parent / "proto" / "descriptors.binpb")
 """Packages etcdserverpb, mvccpb, authpb, v3lockpb and v3electionpb."""
 
+METHODS: Final = {
+    f"/{file.package}.{service.name}/{method.name}": method
+    for file in ETCD.files.file
+    for service in file.service
+    for method in service.method
+}
+"""Path -> descriptor of the RPC."""
+
 SERVICES: Final = (
     "etcdserverpb.KV",
     "etcdserverpb.Watch",

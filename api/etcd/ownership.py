@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from raftkv.api.etcd import answers
 from raftkv.api.etcd.rpc import Rpcs
+from raftkv.api.grpc.messages import CallFault
+from raftkv.api.grpc.status import Status
 from raftkv.api.http.handling import prefix_end
 from raftkv.api.http.leases import fresh_lease
-from raftkv.errors import Compacted, RaftkvError
+from raftkv.errors import Compacted, OutcomeUnknown, RaftkvError, Refused
 from raftkv.machine.commands import (
     CompareTarget,
     Operation,
@@ -30,10 +34,11 @@ from raftkv.machine.records import USER_KEYS
 from raftkv.server.watch import WatchSpec
 
 if TYPE_CHECKING:
-    from raftkv.api.etcd.rpc import Caller
+    from raftkv.api.etcd.rpc import AnyCall
     from raftkv.machine.events import Event
     from raftkv.machine.records import Record
     from raftkv.machine.results import Result
+    from raftkv.server.store import Store
 
 SESSION_TTL_SECONDS: Final = 60
 """Of the lease that a contender without one is given; nobody renews it."""
@@ -43,9 +48,9 @@ EVENTS_WAITING_MAX: Final = 256
 class Ownership:
     """The keys under one name."""
 
-    def __init__(self, rpcs: Rpcs, name: bytes) -> None:
+    def __init__(self, rpcs: Rpcs, caller: Store, name: bytes) -> None:
         self._rpcs = rpcs
-        self._store = rpcs.store
+        self._caller = caller
         self.prefix = name + b"/"
         self._end = prefix_end(self.prefix)
 
@@ -69,7 +74,7 @@ class Ownership:
             return lease
         lease = fresh_lease()
         await self._rpcs.outcome(
-            self._store.propose, lease_grant(lease, SESSION_TTL_SECONDS, chosen=True)
+            self._caller.propose, lease_grant(lease, SESSION_TTL_SECONDS, chosen=True)
         )
         return lease
 
@@ -80,16 +85,16 @@ class Ownership:
 
     async def transact(self, command: bytes) -> Any:
         """Propose and await."""
-        return await self._rpcs.outcome(self._store.propose, command)
+        return await self._rpcs.outcome(self._caller.propose, command)
 
     async def confirmed(self) -> None:
         """Wait until local reads are as new as any acknowledged write."""
-        await self._rpcs.outcome(self._store.read_index)
+        await self._rpcs.outcome(self._caller.read_index)
 
     async def owner(self) -> Record | None:
         """The key that was created first, or None."""
         await self.confirmed()
-        found = self._store.machine.range(
+        found = self._rpcs.store.machine.range(
             self.prefix,
             self._end,
             limit=1,
@@ -98,12 +103,12 @@ class Ownership:
         )
         return found.records[0] if found.records else None
 
-    async def wait_for_turn(self, call: Caller, key: bytes, created: int) -> None:
+    async def wait_for_turn(self, call: AnyCall, key: bytes, created: int) -> None:
         """Return once every key created before revision `created` is gone.
 
         If the caller gives up meanwhile, `key` is deleted.
         """
-        machine = self._store.machine
+        machine = self._rpcs.store.machine
         try:
             await self.confirmed()
             while True:
@@ -119,11 +124,11 @@ class Ownership:
                     return
                 await self._deleted(before.records[0].key, machine.revision + 1)
         except asyncio.CancelledError:
-            self._store.propose(delete(key), _ignore)
+            self._caller.propose(delete(key), _ignore)
             raise
 
     async def _deleted(self, key: bytes, from_revision: int) -> None:
-        events = Events(self._rpcs, key, None, from_revision, puts=False)
+        events = Events(self._caller, key, None, from_revision, puts=False)
         try:
             await events.next()
         except Compacted:
@@ -134,8 +139,19 @@ class Ownership:
     def changes(self, key: bytes | None, from_revision: int) -> Events:
         """Events of one key, or puts of any."""
         if key is None:
-            return Events(self._rpcs, self.prefix, self._end, from_revision, deletes=False)
-        return Events(self._rpcs, key, None, from_revision)
+            return Events(self._caller, self.prefix, self._end, from_revision, deletes=False)
+        return Events(self._caller, key, None, from_revision)
+
+
+async def plainly(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`; what the store refuses keeps its text but not its code.
+
+    In etcd these services stand on its own client, whose errors lose their code on the way out.
+    """
+    try:
+        await work
+    except (Refused, OutcomeUnknown) as error:
+        raise CallFault(Status.UNKNOWN, answers.row_of(error).text) from error
 
 
 class Events:
@@ -143,7 +159,7 @@ class Events:
 
     def __init__(
         self,
-        rpcs: Rpcs,
+        caller: Store,
         start: bytes,
         end: bytes | None,
         from_revision: int,
@@ -157,7 +173,7 @@ class Events:
         spec = WatchSpec(
             USER_KEYS, start, end, from_revision, puts=puts, deletes=deletes, progress=False
         )
-        self._watch = rpcs.store.watch(spec, self)
+        self._watch = caller.watch(spec, self)
 
     async def next(self) -> Event:
         """The next event. Raises what ended the watch."""

@@ -14,10 +14,10 @@ from raftkv.api.etcd import answers
 from raftkv.api.etcd.wire import number_field, records_field
 from raftkv.limits import ETCD_RANGE_BYTES_MAX, MIB
 from raftkv.machine.commands import SortOrder, SortTarget
-from raftkv.machine.records import Record, without_value
 
 if TYPE_CHECKING:
     from raftkv.machine.machine import Machine
+    from raftkv.machine.records import Record
 
 FROM_KEY: Final = b"\0"
 """As `range_end`: to the end of the keyspace."""
@@ -172,6 +172,5 @@ class RangeReader:
 
 def range_body(records: list[Record], more: bool, count: int, keys_only: bool) -> bytes:
     """kvs, more and count of a RangeResponse."""
-    if keys_only:
-        records = [Record(without_value(record.raw)) for record in records]
-    return b"".join((records_field(records), b"\x18\x01" if more else b"", number_field(4, count)))
+    kvs = records_field(records, values=not keys_only)
+    return b"".join((kvs, b"\x18\x01" if more else b"", number_field(4, count)))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
-class Caller(Protocol):
+class AnyCall(Protocol):
     """What unary and streaming calls share."""
 
     on_cancel: Callable[[], None] | None
@@ -42,14 +42,14 @@ class Caller(Protocol):
         """End the call with a status other than OK. Ignored once it has ended."""
 
 
-class Unary(Caller, Protocol):
+class Unary(AnyCall, Protocol):
     """One request, one answer."""
 
     def reply(self, message: bytes) -> None:
         """Answer. Ignored once the call has ended."""
 
 
-class Streaming(Caller, Protocol):
+class Streaming(AnyCall, Protocol):
     """Any number of answers; see `raftkv.api.grpc.calls.StreamCall` for the promises."""
 
     on_message: Callable[[bytes], None] | None
@@ -108,14 +108,16 @@ class Rpcs:
 
     # ---- registration
 
-    def add(self, path: str, request: Any, handler: Callable[[Any, Any], None]) -> None:
-        """Serve a unary RPC: `handler(call, request)`, answered by `call.reply`."""
+    def add(self, path: str, request: Any, handler: Callable[[Store, Any, Any], None]) -> None:
+        """Serve a unary RPC: `handler(caller, call, request)`, answered by `call.reply`.
+
+        `caller` is the store as whoever calls may use it, see `admit`.
+        """
 
         def start(call: Unary, message: bytes) -> None:
             try:
                 decoded = request.FromString(message)
-                self.admit(call, path, decoded)
-                handler(call, decoded)
+                handler(self.admit(call, path, decoded), call, decoded)
             except Exception as error:
                 self.refuse(call, error)
 
@@ -126,12 +128,10 @@ class Rpcs:
         path: str,
         request: Any,
         start: Callable[[Any], Callable[[Any], None]],
-        *,
-        gated: bool = True,
     ) -> None:
         """Serve a streaming RPC. `start(call)` makes the taker of its decoded messages.
 
-        `gated` False: the taker asks `admit` itself, for a refusal is not the end of the stream.
+        The taker asks `admit` for each of them: whether a refusal ends the stream is its affair.
         """
 
         def opened(call: Streaming) -> None:
@@ -141,10 +141,7 @@ class Rpcs:
 
             def received(message: bytes) -> None:
                 try:
-                    decoded = request.FromString(message)
-                    if gated:
-                        self.admit(call, path, decoded)
-                    take(decoded)
+                    take(request.FromString(message))
                 except Exception as error:
                     self.break_off(call, error)
 
@@ -153,9 +150,9 @@ class Rpcs:
         self.streams[path] = (request, opened)
 
     def add_server_stream(
-        self, path: str, request: Any, handler: Callable[[Any, Any], None]
+        self, path: str, request: Any, handler: Callable[[Store, Any, Any], None]
     ) -> None:
-        """Serve an RPC of one request and many answers: `handler(call, request)`."""
+        """Serve an RPC of one request and many answers: `handler(caller, call, request)`."""
 
         def start(call: Streaming) -> Callable[[Any], None]:
             first = True
@@ -165,7 +162,7 @@ class Rpcs:
                 if not first:
                     raise CallFault(Status.INTERNAL, "more than one request message")
                 first = False
-                handler(call, decoded)
+                handler(self.admit(call, path, decoded), call, decoded)
 
             return take
 
@@ -173,8 +170,12 @@ class Rpcs:
 
     # ---- every request
 
-    def admit(self, call: Caller, path: str, request: Any) -> None:
-        """Raise unless the call may go on; called once for each request message."""
+    def admit(self, call: AnyCall, path: str, request: Any) -> Store:
+        """The store as the caller may use it; raises unless the call may go on.
+
+        Asked once for each request message. Handlers propose, read, renew and watch through what it
+        answers, and never through `self.store`.
+        """
         if self.learner and not (
             path in SERVED_BY_LEARNERS and getattr(request, "serializable", True)
         ):
@@ -182,8 +183,9 @@ class Rpcs:
         if call.meta("hasleader") == "true" and "no_leader" in self.store.health():
             raise answers.NO_LEADER.fault()
         self.gate.admit_rpc(path, call.meta("token"), request)
+        return self.store
 
-    def refuse(self, call: Caller, error: BaseException) -> None:
+    def refuse(self, call: AnyCall, error: BaseException) -> None:
         """Answer with an error; anything but a refusal or an unknown outcome is a bug of ours."""
         if isinstance(error, CallFault):
             call.fail(error.status, error.text)
@@ -196,7 +198,7 @@ class Rpcs:
                 self._report(error)
             call.fail(Status.INTERNAL, "internal error")
 
-    def break_off(self, call: Caller, error: BaseException) -> None:
+    def break_off(self, call: AnyCall, error: BaseException) -> None:
         """As `refuse`, for a stream: what serves it is told to let go."""
         self.refuse(call, error)
         cancel, call.on_cancel = call.on_cancel, None
@@ -216,7 +218,7 @@ class Rpcs:
 
     # ---- tasks, for RPCs that wait
 
-    def run(self, call: Caller, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, call: AnyCall, work: Coroutine[Any, Any, None]) -> None:
         """Serve the rest of a call in a task, which is cancelled when the call is."""
         task = self.loop.create_task(work)
         self.tasks.add(task)

@@ -23,6 +23,7 @@ from raftkv.server.watch import Place, Watch, WatchSpec
 
 if TYPE_CHECKING:
     from raftkv.machine.events import Event
+    from raftkv.server.store import Store
 
 PATH: Final = "/etcdserverpb.Watch/Watch"
 NO_WATCH: Final = -1
@@ -44,8 +45,7 @@ class WatchService(Service):
 
     def __init__(self, rpcs: Rpcs) -> None:
         super().__init__(rpcs)
-        # A watcher that the gate refuses is answered on the stream, which goes on.
-        rpcs.add_stream(PATH, rpc_message("WatchRequest"), self.watch, gated=False)
+        rpcs.add_stream(PATH, rpc_message("WatchRequest"), self.watch)
 
     def watch(self, call: Streaming) -> Callable[[Any], None]:
         """Serve one stream."""
@@ -83,12 +83,14 @@ class WatchStream:
         if end == FROM_KEY:
             start, end = (b"" if start == FROM_KEY else start), b""
         try:
-            self.rpcs.admit(self.call, PATH, request)
+            caller = self.rpcs.admit(self.call, PATH, request)
+            self._create_as(caller, start, end, request)
         except Refused as refusal:
+            # The stream goes on.
             code, text = answers.row_of(refusal)
-            name = code.name.title().replace("_", "")
-            self._not_created(f"rpc error: code = {name} desc = {text}")
-            return
+            self._not_created(f"rpc error: code = {code.label} desc = {text}")
+
+    def _create_as(self, caller: Store, start: bytes, end: bytes | None, request: Any) -> None:
         if request.start_revision < 0:
             self._not_created(answers.COMPACTED.text)
         elif end and end <= start:
@@ -106,7 +108,7 @@ class WatchStream:
                 prev=request.prev_kv,
                 progress=request.progress_notify,
             )
-            self._start(spec, request.watch_id or self._free_id(), request.fragment)
+            self._start(caller, spec, request.watch_id or self._free_id(), request.fragment)
 
     def _free_id(self) -> int:
         while self._next_id in self._watchers:
@@ -115,13 +117,9 @@ class WatchStream:
         self._next_id += 1
         return free
 
-    def _start(self, spec: WatchSpec, watch_id: int, fragment: bool) -> None:
+    def _start(self, caller: Store, spec: WatchSpec, watch_id: int, fragment: bool) -> None:
         watcher = Watcher(self, watch_id, fragment)
-        try:
-            watcher.watch = self.store.watch(spec, watcher)
-        except Refused as refusal:
-            self._not_created(answers.row_of(refusal).text)
-            return
+        watcher.watch = caller.watch(spec, watcher)
         self._watchers[watch_id] = watcher
         self.call.send(self.headers.now() + number_field(2, watch_id) + CREATED)
         if watcher.error is not None:

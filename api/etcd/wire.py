@@ -26,11 +26,11 @@ def number_field(number: int, value: int) -> bytes:
     return SHORT[number << 3] + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
 
 
-def records_field(records: Iterable[Record], tag: bytes = _KVS) -> bytes:
+def records_field(records: Iterable[Record], tag: bytes = _KVS, *, values: bool = True) -> bytes:
     """A repeated field of KeyValues."""
     parts: list[bytes] = []
     for record in records:
-        wire = record.wire
+        wire = record.wire if values else record.wire_without_value
         parts += (tag, varint(len(wire)), wire)
     return b"".join(parts)
 

@@ -36,11 +36,33 @@ _QUICK_TAIL_PREFIX: Final = frames.frame(
 DEADLINE_TEXT: Final = "context deadline exceeded"
 
 
+class MethodCounts:
+    """What became of the calls of one method. The hot path only adds to plain integers."""
+
+    __slots__ = ("failed", "kind", "ok", "started")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        """``unary``, ``server_stream`` or ``bidi_stream``, as metrics name them."""
+        self.started = 0
+        self.ok = 0
+        self.failed: dict[int, int] = {}
+        """By code; those that the client cut off are CANCELLED."""
+
+    def ended(self, code: int) -> None:
+        """A call has its status."""
+        if code:
+            self.failed[code] = self.failed.get(code, 0) + 1
+        else:
+            self.ok += 1
+
+
 class GrpcHead(RequestHead):
     """What every call with the same header block has in common."""
 
     __slots__ = (
         "_metadata",
+        "counts",
         "encoding",
         "handler",
         "message_bytes_max",
@@ -50,6 +72,7 @@ class GrpcHead(RequestHead):
     )
 
     handler: Callable[..., None]
+    counts: MethodCounts
 
     def __init__(self, head: RequestHead, server: GrpcServer) -> None:
         for name in RequestHead.__slots__:
@@ -77,6 +100,7 @@ class GrpcHead(RequestHead):
         head.opens = self.opens
         head.server = self.server
         head.handler = self.handler
+        head.counts = self.counts
         head.encoding = self.encoding
         head.timeout_seconds = seconds
         head.message_bytes_max = self.message_bytes_max
@@ -124,6 +148,7 @@ class Call(Stream):
         self.on_cancel: Callable[[], None] | None = None
         """Called once if the call ends before its answer is complete: cancelled by the client,
         past its deadline, or cut off with its connection. Nothing can be sent from then on."""
+        head.counts.started += 1
         if head.timeout_seconds is not None:
             head.server.start_deadline(self, head.timeout_seconds)
 
@@ -168,7 +193,8 @@ class Call(Stream):
         raise NotImplementedError
 
     def cancelled(self, code: ErrorCode) -> None:
-        self._tell_cancelled()
+        self.head.counts.ended(Status.CANCELLED)
+        self.tell_cancelled()
 
     def expired(self) -> None:
         """Answer DEADLINE_EXCEEDED; cut off an answer that is stuck half-way."""
@@ -177,11 +203,13 @@ class Call(Stream):
             self.connection.reset(self, ErrorCode.CANCEL)
             if told:
                 return
+            self.head.counts.ended(Status.DEADLINE_EXCEEDED)
         else:
             self.fail(Status.DEADLINE_EXCEEDED, DEADLINE_TEXT)
-        self._tell_cancelled()
+        self.tell_cancelled()
 
-    def _tell_cancelled(self) -> None:
+    def tell_cancelled(self) -> None:
+        """Have whatever serves the call let go of it; once."""
         on_cancel, self.on_cancel = self.on_cancel, None
         if on_cancel is not None:
             try:
@@ -277,6 +305,7 @@ class UnaryCall(Call):
             and self.initial is None
         ):
             self.ended = True
+            self.head.counts.ok += 1
             connection.send_window -= size
             connection.ping_strikes = 0
             stream_id = self.stream_id
@@ -304,6 +333,7 @@ class UnaryCall(Call):
                 f"{limits.CONNECTION_OUTPUT_BYTES_MAX} bytes wait for this connection to be read",
             )
             return
+        self.head.counts.ok += 1
         connection.send_headers(self, _initial_block(self.initial))
         connection.send_data(self, framed(message))
         if trailing:
@@ -318,6 +348,7 @@ class UnaryCall(Call):
         """End the call with a status other than OK, in a trailers-only answer."""
         if self.ended:
             return
+        self.head.counts.ended(code)
         if trailing:
             block = status.trailers_block_with(code, text, trailing, only=True)
         else:
@@ -415,7 +446,7 @@ class StreamCall(Call):
     def _break_off(self, fault: CallFault) -> None:
         if not self.ended:
             self.fail(fault.status, fault.text)
-            self._tell_cancelled()
+            self.tell_cancelled()
 
     def _deliver(self, message: bytes | None) -> None:
         """Hand on a message, or the client's end; keep it while the handler is paused."""
@@ -497,7 +528,8 @@ class StreamCall(Call):
         held = connection.held_bytes
         if held and held + len(data) > limits.CONNECTION_OUTPUT_BYTES_MAX:
             connection.reset(self, ErrorCode.ENHANCE_YOUR_CALM)
-            self._tell_cancelled()
+            self.head.counts.ended(Status.RESOURCE_EXHAUSTED)
+            self.tell_cancelled()
             return False
         connection.send_data(self, data)
         return self.writable
@@ -515,6 +547,7 @@ class StreamCall(Call):
     def _end(self, code: int, text: str, details: bytes, trailing: Metadata | None) -> None:
         if self.ended:
             return
+        self.head.counts.ended(code)
         only = not self.headers_sent
         if only and self.initial:
             self.send_headers()

@@ -8,9 +8,15 @@ from typing import Final
 
 from raftkv import limits
 from raftkv.api.grpc import status
-from raftkv.api.grpc.calls import Call, GrpcHead, Refusal, StreamCall, UnaryCall
+from raftkv.api.grpc.calls import (
+    Call,
+    GrpcHead,
+    MethodCounts,
+    Refusal,
+    StreamCall,
+    UnaryCall,
+)
 from raftkv.api.grpc.connection import Application, ServerConnection
-from raftkv.api.grpc.frames import ErrorCode
 from raftkv.api.grpc.header_blocks import Field, encode
 from raftkv.api.grpc.messages import GZIP, IDENTITY, CallFault
 from raftkv.api.grpc.requests import RequestHead
@@ -49,17 +55,17 @@ class GrpcServer:
         self.draining = False
         self._http = http
         self._on_error = on_error
-        self._routes: dict[bytes, tuple[type[Call], Callable[..., None]]] = {}
+        self._routes: dict[bytes, tuple[type[Call], Callable[..., None], MethodCounts]] = {}
 
     # ---- registration
 
     def unary(self, path: str, handler: UnaryHandler) -> None:
         """Serve ``/package.Service/Method``: `handler(call, message)`, answered by `call.reply`."""
-        self._register(path, UnaryCall, handler)
+        self._register(path, UnaryCall, handler, "unary")
 
-    def streaming(self, path: str, handler: StreamHandler) -> None:
+    def streaming(self, path: str, handler: StreamHandler, kind: str = "bidi_stream") -> None:
         """Serve a streaming method of any kind: `handler(call)` at its start."""
-        self._register(path, StreamCall, handler)
+        self._register(path, StreamCall, handler, kind)
 
     def server_streaming(self, path: str, handler: Callable[[StreamCall, bytes], None]) -> None:
         """Serve a method of one request message: `handler(call, message)`, then `call.send`…"""
@@ -67,13 +73,20 @@ class GrpcServer:
         def start(call: StreamCall) -> None:
             _OneMessage(call, handler)
 
-        self._register(path, StreamCall, start)
+        self._register(path, StreamCall, start, "server_stream")
 
-    def _register(self, path: str, kind: type[Call], handler: Callable[..., None]) -> None:
+    def _register(
+        self, path: str, opens: type[Call], handler: Callable[..., None], kind: str
+    ) -> None:
         key = path.encode("ascii")
         check(path.startswith("/") and path.count("/") == 2, "not a gRPC path", path=path)
         check(key not in self._routes, "method registered twice", path=path)
-        self._routes[key] = (kind, handler)
+        self._routes[key] = (opens, handler, MethodCounts(kind))
+
+    @property
+    def counts(self) -> dict[str, MethodCounts]:
+        """What became of the calls, by path."""
+        return {key.decode("ascii"): counts for key, (_, _, counts) in self._routes.items()}
 
     @property
     def paths(self) -> list[str]:
@@ -115,7 +128,7 @@ class GrpcServer:
             for stream in list(connection.streams.values()):
                 if isinstance(stream, Call) and not stream.ended:
                     stream.fail(Status.UNAVAILABLE, text)
-                    stream.cancelled(ErrorCode.CANCEL)
+                    stream.tell_cancelled()
 
     def tick(self, now: float) -> None:
         """Housekeeping of every connection; about once a second."""
@@ -173,7 +186,7 @@ class GrpcServer:
             if found.timeout_seconds is None:
                 return _refuse_status(found, Status.INTERNAL, "malformed grpc-timeout")
         found.encoding = encoding
-        found.opens, found.handler = route
+        found.opens, found.handler, found.counts = route
         found.prompt = found.opens is StreamCall
         return found
 

@@ -40,7 +40,13 @@ class Status(IntEnum):
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
+    @property
+    def label(self) -> str:
+        """As Go calls it, and with it metrics and texts of errors: ``DeadlineExceeded``."""
+        return _LABELS.get(self) or self.name.title().replace("_", "")
 
+
+_LABELS: Final = {Status.OK: "OK", Status.CANCELLED: "Canceled"}
 _OK_HEADERS: Final = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 HEADERS_BLOCK: Final = encode(_OK_HEADERS)
 """The header section of every answer without initial metadata of its own."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 from raftkv.api.etcd.door import EtcdDoor
 from raftkv.api.etcd.gateway import Gateway
 from raftkv.api.gate import Gate
+from raftkv.api.grpc.server import GrpcServer
 from raftkv.api.http import cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.exchange import Exchange
@@ -45,10 +46,17 @@ class HttpDoor:
     """One store behind HTTP. Handlers reach everything through `Exchange.door`."""
 
     def __init__(
-        self, store: Store, *, gate: Gate | None = None, gateway: Gateway | None = None
+        self,
+        store: Store,
+        *,
+        gate: Gate | None = None,
+        gateway: Gateway | None = None,
+        grpc: GrpcServer | None = None,
     ) -> None:
         self.store = store
         self.gateway = gateway
+        self.grpc = grpc
+        """The other server on this port, for its metrics."""
         self.gate = gate or Gate()
         self.loop = asyncio.get_running_loop()
         self.router = Router(all_routes())
@@ -153,7 +161,7 @@ async def start_http(
     """
     gate = gate or Gate()
     etcd = EtcdDoor(store, gate=gate)
-    door = HttpDoor(store, gate=gate, gateway=Gateway(etcd.rpcs))
+    door = HttpDoor(store, gate=gate, gateway=Gateway(etcd.rpcs), grpc=etcd.server)
 
     def tick() -> None:
         door.tick()

@@ -11,11 +11,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 import raftkv
+from raftkv.api.grpc.status import Status
 from raftkv.api.http.codec import hex_id
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.router import Answer, Route
 
 if TYPE_CHECKING:
+    from raftkv.api.grpc.server import GrpcServer
     from raftkv.api.http.door import HttpDoor
 
 MEDIA: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -52,6 +54,8 @@ class DoorCollector(Collector):
         yield from self._http()
         yield from self._store()
         yield from self._etcd()
+        if self._door.grpc is not None:
+            yield from self._grpc(self._door.grpc)
 
     def _http(self) -> Iterator[Metric]:
         counters = self._door.counters
@@ -109,10 +113,40 @@ class DoorCollector(Collector):
         yield GaugeMetricFamily(
             "etcd_debugging_mvcc_keys_total", "Live user keys.", store.machine.keys
         )
-        if _number(status.get("db_bytes")) is not None:
-            yield GaugeMetricFamily(
-                "etcd_mvcc_db_total_size_in_bytes", "Size of the tables.", status["db_bytes"]
+        for name, words, figure in (
+            ("etcd_mvcc_db_total_size_in_bytes", "Size of the tables.", "db_bytes"),
+            ("etcd_mvcc_db_total_size_in_use_in_bytes", "Of that, in use.", "db_used_bytes"),
+            ("etcd_server_quota_backend_bytes", "Most that may be used.", "quota_bytes"),
+            ("etcd_server_proposals_pending", "Writes under way.", "pending"),
+            ("etcd_debugging_mvcc_watcher_total", "Watches.", "watchers"),
+        ):
+            if _number(status.get(figure)) is not None:
+                yield GaugeMetricFamily(name, words, status[figure])
+        for name in ("proposals_committed", "proposals_applied", "proposals_failed"):
+            yield CounterMetricFamily(
+                f"etcd_server_{name}", f"Writes {name[10:]}.", getattr(store.stats, name)
             )
+
+    def _grpc(self, server: GrpcServer) -> Iterator[Metric]:
+        """As grpc-ecosystem's interceptors name them, which etcd's dashboards read."""
+        labels = ("grpc_type", "grpc_service", "grpc_method")
+        started = CounterMetricFamily("grpc_server_started", "RPCs begun.", labels=labels)
+        handled = CounterMetricFamily(
+            "grpc_server_handled", "RPCs ended, by status.", labels=(*labels, "grpc_code")
+        )
+        for path, counts in sorted(server.counts.items()):
+            if not counts.started:
+                continue
+            service, _, method = path[1:].partition("/")
+            values = (counts.kind, service, method)
+            started.add_metric(values, counts.started)
+            for code, number in sorted({0: counts.ok, **counts.failed}.items()):
+                handled.add_metric((*values, Status(code).label), number)
+        yield started
+        yield handled
+        yield GaugeMetricFamily(
+            "raftkv_grpc_connections", "Open HTTP/2 connections.", len(server.connections)
+        )
 
 
 def _number(value: Any) -> float | None:

@@ -184,6 +184,9 @@ class Transport:
             raise verdict from (error.__cause__ if verdict is error else error)
         self.moved(endpoint)
         await asyncio.sleep(pause)
+        if asyncio.get_running_loop().time() >= attempts.deadline:
+            # A busy process wakes up late. What is not sent any more cannot be in doubt.
+            raise attempts.verdict() from error
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

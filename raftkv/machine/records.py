@@ -114,6 +114,15 @@ class Record:
         """The encoded `mvccpb.KeyValue`."""
         return self.raw[HEADER_BYTES:]
 
+    @property
+    def wire_without_value(self) -> bytes:
+        """The encoded `mvccpb.KeyValue` with an empty value."""
+        offset, length = self._fields[11:]
+        if not length:
+            return self.raw[HEADER_BYTES:]
+        start = offset - varint_size(length) - 1
+        return self.raw[HEADER_BYTES:start] + self.raw[offset + length :]
+
     def __eq__(self, other: object) -> bool:
         """Equal when every caller-visible field is: storage positions do not count."""
         if not isinstance(other, Record):

@@ -63,6 +63,8 @@ class LeaseDesk:
         self._times: list[tuple[int, Done]] = []
         self._asked: dict[int, tuple[int, Done, Fits]] = {}
         """Questions at the leader: (deadline, who waits, what can be the answer), oldest first."""
+        self._held: list[tuple[list[int], Done]] = []
+        """Renewals of leases whose expiry is proposed. It may yet fail, so they wait for it."""
         self._next_question = 1
         self._repeats = Repeats()
 
@@ -120,8 +122,12 @@ class LeaseDesk:
             done(OutcomeUnknown("the leader was replaced before it answered"))
         if leads:
             self.lessor.promote(leases(), self._around.now_ms())
+            self._renew_held()
         else:
             self.lessor.demote()
+            held, self._held = self._held, []
+            for _, done in held:
+                done(_leader_moved())
 
     def applied(self, leases: Iterable[tuple[int, int]]) -> None:
         """Leases that an entry granted, changed or (TTL 0) ended."""
@@ -133,6 +139,7 @@ class LeaseDesk:
                 self.lessor.granted(lease, ttl_seconds, now_ms)
             else:
                 self.lessor.gone(lease)
+        self._renew_held()
 
     def take_frame(self, peer: int, kind: int, fields: list[Any], refusing: Refused | None) -> None:
         """A peer's question or answer, as `decode_shell` gave it.
@@ -162,7 +169,8 @@ class LeaseDesk:
         """Answer whoever waits here with `reason`."""
         waiting = [done for _, done in self._keep_alives + self._times]
         waiting += [done for _, done, _ in self._asked.values()]
-        self._keep_alives, self._times, self._asked = [], [], {}
+        waiting += [done for _, done in self._held]
+        self._keep_alives, self._times, self._asked, self._held = [], [], {}, []
         for done in waiting:
             done(reason)
 
@@ -185,14 +193,23 @@ class LeaseDesk:
             else:
                 # A lease granted between the two moments is known only now.
                 later_ms = self._around.now_ms()
-                done(
-                    [
-                        ttl if ttl is not None else self.lessor.renew(lease, later_ms)
-                        for lease, ttl in zip(leases, renewed, strict=True)
-                    ]
-                )
+                ttls = [
+                    ttl if ttl is not None else self.lessor.renew(lease, later_ms)
+                    for lease, ttl in zip(leases, renewed, strict=True)
+                ]
+                if None in ttls and any(map(self.lessor.expiring, leases)):
+                    self._held.append((leases, done))
+                else:
+                    done(ttls)
 
         self._reads.add(confirmed, now_ms + self._request_timeout_ms)
+
+    def _renew_held(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            for leases, done in held:
+                self._renew(leases, done)
+            self._around.wake()
 
     def _tell_time(self, lease: int, done: Done) -> None:
         def confirmed(error: RaftkvError | None) -> None:
@@ -215,6 +232,7 @@ class LeaseDesk:
             def done(result: Any, expired: list[int] = expired) -> None:
                 if isinstance(result, RaftkvError):
                     self.lessor.put_back(expired, self._around.now_ms())
+                    self._renew_held()
                 else:
                     self._stats.leases_expired += len(result.expired)
 

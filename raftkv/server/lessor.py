@@ -74,6 +74,10 @@ class Lessor:
         self._deadline_ms[lease] = now_ms + ttl_ms
         return ttl_ms // 1000
 
+    def expiring(self, lease: int) -> bool:
+        """Whether the lease ran out and its end is proposed, but not applied."""
+        return lease in self._expiring
+
     def time(self, lease: int, now_ms: int) -> tuple[int, int] | None:
         """(ttl_seconds, remaining_ms >= 0), or None for an unknown lease."""
         ttl_ms = self._ttl_ms.get(lease)

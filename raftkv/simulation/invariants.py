@@ -47,6 +47,8 @@ class Invariants:
         self.committed: dict[int, _Entry] = {}
         self.committed_index = FIRST_INDEX
         """Greatest index that any leader has shown committed."""
+        self._committed_in: dict[int, int] = {}
+        """The term whose leader committed the entry, by its index."""
         self._states: dict[int, tuple[bytes, int]] = {}
         """(state hash, revision) by applied index."""
         self._cluster = cluster
@@ -148,6 +150,9 @@ class Invariants:
             )
         for index in range(max(node.first_index, 1), self.committed_index + 1):
             term, _ = self.committed.get(index, (0, 0))
+            if self._committed_in.get(index, node.term) >= node.term:
+                # By a later leader than this one, which was elected too late to do harm.
+                continue
             if term and (index > node.last_index or node.entry_term(index) != term):
                 violated(
                     "leader completeness: a committed entry is missing",
@@ -167,20 +172,17 @@ class Invariants:
                 was=seen.commit_index,
                 now=commit_index,
             )
-        if commit_index <= self.committed_index:
-            pass
-        elif node.role is Role.LEADER:
-            self._check_quorum(member, seen, node.term)
-        elif seen.role is Role.LEADER:
-            # It committed its own removal, and led no longer when this step was over.
-            self._check_quorum(member, seen, seen.term)
-        else:
-            violated(
-                "a follower knows of a commit that no leader has made",
-                member=member.name,
-                index=commit_index,
-                committed=self.committed_index,
-            )
+        # A leader that committed its own removal leads no longer when the step is over.
+        leader_term = node.term if node.role is Role.LEADER else seen.term
+        if commit_index > self.committed_index:
+            if Role.LEADER not in (node.role, seen.role):
+                violated(
+                    "a follower knows of a commit that no leader has made",
+                    member=member.name,
+                    index=commit_index,
+                    committed=self.committed_index,
+                )
+            self._check_quorum(member, seen, leader_term)
         low = max(seen.commit_index + 1, node.first_index)
         for index in range(low, commit_index + 1):
             mine = _entry(member, index)
@@ -193,6 +195,7 @@ class Invariants:
                     first_term=known[0],
                     term=mine[0],
                 )
+            self._committed_in.setdefault(index, leader_term)
         self.committed_index = max(self.committed_index, commit_index)
 
     def _check_quorum(self, member: SimMember, seen: _Seen, leader_term: int) -> None:
@@ -238,9 +241,10 @@ class Invariants:
         latest = member.opened.snapshots.latest()
         snapshot = latest.meta.index if latest is not None else 0
         purged, applied, committed = log.first_index() - 1, machine.applied_index, node.commit_index
-        if not purged <= min(snapshot, applied) <= max(snapshot, applied) <= committed:
+        # A received snapshot may be ahead of what its member knows, and outlive its installation.
+        if not (purged <= applied <= committed and purged <= snapshot <= self.committed_index):
             violated(
-                "purged <= snapshot, applied <= committed",
+                "purged <= applied <= committed, purged <= snapshot <= committed anywhere",
                 member=member.name,
                 purged=purged,
                 snapshot=snapshot,

@@ -233,7 +233,7 @@ class SimMember:
                 f"{self.node.last_index} applied={self.machine.applied_index}",
             )
         if self.node.conf.voters == (self.member_id,):
-            self.node.campaign()
+            self.deliver(self.node.campaign)
         self._later(world.random.randrange(settings.tick_ms * 1000), self._tick)
         self._later(world.random.randrange(SECOND_US), self._housekeeping)
         self.wake()

@@ -43,6 +43,7 @@ async def until_refused(cluster: Cluster) -> dict[str, Any]:
     raise AssertionError("nothing is refused")
 
 
+@pytest.mark.privileged
 @pytest.mark.parametrize("leading", [True, False], ids=["leader", "follower"])
 async def test_a_full_disk_refuses_writes_and_loses_nothing(tmp_path: Path, leading: bool) -> None:
     with small_disk(tmp_path / "n1", DISK_MIB):
@@ -93,6 +94,7 @@ async def ended(member: Member, seconds: float = 20.0) -> int:
     return await asyncio.to_thread(member.process.wait, seconds)
 
 
+@pytest.mark.privileged
 async def test_a_member_whose_disk_fails_ends_and_says_why(tmp_path: Path) -> None:
     async with running(tmp_path, 3) as cluster, under_load(cluster, 2, MIX):
         victim = cluster.members[0]
@@ -108,6 +110,7 @@ async def test_a_member_whose_disk_fails_ends_and_says_why(tmp_path: Path) -> No
             await cluster.ready(victim)
 
 
+@pytest.mark.privileged
 async def test_writes_that_the_kernel_takes_in_parts_are_whole(tmp_path: Path) -> None:
     async with running(tmp_path, 3) as cluster, under_load(cluster, 3, MIX):
         victim = cluster.members[0]

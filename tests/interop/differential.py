@@ -1,10 +1,12 @@
 """The same requests to raftkv and to real etcd, answers compared field by field.
 
+First come those of `cases`, then random ones.
+
     python -m tests.interop.differential [--seed N] [--operations N] [--json]
 
 Ids of cluster and member, the term and what is left of a TTL are not compared; everything else is,
 errors by code and text. A difference ends the run with both answers and the seed, unless it is one
-of those explained in `explained`.
+of those in `explained`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf import json_format
 
+from raftkv.api.etcd import gateway
 from raftkv.api.etcd.messages import ETCD
+from tests.interop.cases import CASES
 from tests.interop.generator import Generator, message
 from tests.interop.peers import real_etcd
 from tests.support.processes import running
@@ -37,16 +41,14 @@ SERVICES: Final = {
     for service in file.service
     for method in service.method
 }
-PATHS: Final = {
-    "Put": "kv/put", "Range": "kv/range", "DeleteRange": "kv/deleterange", "Txn": "kv/txn",
-    "Compact": "kv/compaction", "LeaseGrant": "lease/grant", "LeaseRevoke": "lease/revoke",
-    "LeaseTimeToLive": "lease/timetolive", "LeaseLeases": "lease/leases",
-    "LeaseKeepAlive": "lease/keepalive",
-}  # fmt: skip
+PATHS: Final = {rpc.rsplit("/", 1)[1]: places[0] for rpc, places in gateway.PATHS.items()}
 
 
 class Door(Protocol):
     """A way to ask one server."""
+
+    lacks: frozenset[str]
+    """RPCs that etcd 3.5.1 does not offer this way."""
 
     def ask(self, name: str, request: Any) -> Any:
         """The answer as plain values, or ``{"code", "text"}`` of an error."""
@@ -57,6 +59,8 @@ class Door(Protocol):
 
 class GrpcDoor:
     """Over gRPC."""
+
+    lacks: frozenset[str] = frozenset()
 
     def __init__(self, port: int) -> None:
         options = [("grpc.max_receive_message_length", -1)]
@@ -104,6 +108,8 @@ class GrpcDoor:
 
 class JsonDoor:
     """Through the JSON gateway."""
+
+    lacks = frozenset(("Downgrade", "HashKV"))
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -176,8 +182,11 @@ class Differential:
         self.refusals = 0
 
     def step(self) -> None:
-        """One request. Raises AssertionError for an unexplained difference."""
-        name, request = self.generator.next()
+        """One random request. Raises AssertionError for an unexplained difference."""
+        self.compare(*self.generator.next())
+
+    def compare(self, name: str, request: Any) -> None:
+        """Ask both, and hold the answers against each other."""
         self.counts[name] = self.counts.get(name, 0) + 1
         if name == "Watch":
             ours, theirs = self._watch(request)
@@ -255,7 +264,16 @@ def settle_ties(name: str, request: Any, answer: Any) -> None:
 
 
 def explained(name: str, request: Any, ours: Any, theirs: Any) -> bool:
-    """Differences that are meant; docs/compatibility.md has the reasons."""
+    """Differences that are meant."""
+    if name == "Watch":
+        # etcd 3.5.1 loses deletions at the very revision of the compaction (etcd#19179).
+        first = str(request.start_revision)
+        kept = [
+            event
+            for event in ours[2]
+            if not (event.get("type") == "DELETE" and event["kv"]["mod_revision"] == first)
+        ]
+        return bool([*ours[:2], kept] == theirs)
     return False
 
 
@@ -281,6 +299,9 @@ def run(seed: int, operations: int, ours: Door, theirs: Door) -> None:
     """Carry out `operations` requests and print what they were."""
     differential = Differential(seed, ours, theirs)
     began = time.monotonic()
+    for name, request in CASES:
+        if name not in theirs.lacks:
+            differential.compare(name, request)
     for number in range(operations):
         try:
             differential.step()

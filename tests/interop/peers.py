@@ -59,8 +59,24 @@ def etcd_programs() -> Path:
     return folder
 
 
+def sources(requirement: str) -> Path:
+    """An unpacked source distribution."""
+    name, _, version = requirement.partition("==")
+    folder = HOME / "sources" / f"{name}-{version}"
+    if not folder.exists():
+        archive = f"{folder}.tar.gz"
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+             "--no-deps", "--no-binary", ":all:", "--dest",
+             folder.parent, requirement],
+            check=True,
+        )  # fmt: skip
+        shutil.unpack_archive(archive, folder.parent, filter="data")
+    return folder
+
+
 @contextlib.contextmanager
-def real_etcd(folder: Path, *arguments: str) -> Iterator[int]:
+def real_etcd(folder: Path, *arguments: str, name: str = "n1") -> Iterator[int]:
     """One member of real etcd, in `folder`; its client port."""
     client, peer = free_ports(2)
     peer_url = f"http://127.0.0.1:{peer}"
@@ -68,10 +84,10 @@ def real_etcd(folder: Path, *arguments: str) -> Iterator[int]:
     with (folder / "etcd.log").open("wb") as log:
         process = subprocess.Popen(
             [
-                etcd_programs() / "etcd", "--name", "n1", "--data-dir", folder / "etcd",
+                etcd_programs() / "etcd", "--name", name, "--data-dir", folder / "etcd",
                 "--listen-client-urls", client_url, "--advertise-client-urls", client_url,
                 "--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url,
-                "--initial-cluster", f"n1={peer_url}", "--unsafe-no-fsync", *arguments,
+                "--initial-cluster", f"{name}={peer_url}", "--unsafe-no-fsync", *arguments,
             ],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL,
         )  # fmt: skip

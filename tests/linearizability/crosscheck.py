@@ -41,6 +41,7 @@ from tests.linearizability.witness import check_witness
 KEY: Final = b"k"
 BRUTE_FORCE_MAX: Final = 7
 ORDERS: Final = 6
+SHORT: Final = replace(ONE_KEY, operations=80)
 CORRUPT_STEPS_MAX: Final = 20_000
 
 
@@ -215,7 +216,7 @@ class Agreement:
     wgl: Verdict
 
 
-def check_corrupt(seed: int, profile: Profile = ONE_KEY) -> Agreement | None:
+def check_corrupt(seed: int, profile: Profile = SHORT) -> Agreement | None:
     """A correct history with a random fault: what WGL refuses, the witness check refuses too.
 
     None: the run had no place for the fault. Raises Disagreement.

@@ -64,7 +64,7 @@ class Model:
 
     def leases_in_use(self) -> list[int]:
         """Leases with keys."""
-        return sorted(lease for lease, keys in self._leased.items() if keys)
+        return sorted(self._leased)
 
     def events_of(self, revision: int) -> list[WatchEvent]:
         """What the newest revision changed; nothing, if `revision` is not the newest."""
@@ -204,7 +204,10 @@ class Model:
     def _set(self, key: bytes, record: KeyRecord | None) -> None:
         before = self.records.get(key)
         if before is not None and before.lease:
-            self._leased[before.lease].discard(key)
+            mine = self._leased[before.lease]
+            mine.discard(key)
+            if not mine:
+                del self._leased[before.lease]
         if record is None:
             if before is not None:
                 del self.records[key]

@@ -41,7 +41,7 @@ from tests.linearizability.history import (
     TxnAnswer,
 )
 from tests.linearizability.model import DataAnswer, interval_slice
-from tests.linearizability.tenures import Tenures, leased_keys
+from tests.linearizability.tenures import Tenures
 
 NEVER_US: Final = 1 << 62
 HIDDEN: Final = b"(a value that nobody looked at)"
@@ -73,7 +73,7 @@ class Step:
         return state if isinstance(self.effect, Keep) else self.effect
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class KeyOperation:
     """What one operation of a history says of one key.
 
@@ -151,7 +151,8 @@ class _Split:
         """Values that some guard asks for, so that they cannot be hidden."""
         self.ordered: set[bytes] = set()
         """Keys whose values are compared by order."""
-        self.leased = leased_keys(operations)
+        self.reads: dict[State, tuple[Step, ...]] = {}
+        """The step of every read that was shown a value."""
 
     def run(self) -> dict[bytes, list[KeyOperation]]:
         for operation in self.operations:
@@ -218,6 +219,9 @@ class _Split:
             return
         if not isinstance(request, Put | Delete | Range | Txn) or operation.returned_us is None:
             return
+        if isinstance(request, Range) and isinstance(answer, RangeAnswer):
+            self._add_read(index, operation, request, answer)
+            return
         guards: dict[bytes, list[Guard]] = {}
         effects: dict[bytes, State] = {}
         if isinstance(request, Txn) and isinstance(answer, TxnAnswer):
@@ -234,6 +238,25 @@ class _Split:
             self.by_key[key].append(
                 KeyOperation(index, operation.invoked_us, operation.returned_us, True, (step,))
             )
+
+    def _add_read(
+        self, index: int, operation: Operation, request: Range, answer: RangeAnswer
+    ) -> None:
+        """By far the most of what there is to split, so its steps are shared."""
+        invoked_us, returned_us = operation.invoked_us, operation.returned_us or NEVER_US
+        for name, value in self._shown(request, answer):
+            steps = self.reads.get(value)
+            if steps is None:
+                steps = self.reads[value] = (Step((is_value(value),), KEEP),)
+            self.by_key[name].append(KeyOperation(index, invoked_us, returned_us, True, steps))
+
+    def _shown(self, request: Range, answer: RangeAnswer) -> Iterator[tuple[bytes, State]]:
+        """What a read tells of each key of its interval."""
+        values = {record.key: record.value for record in answer.records}
+        last = max(values, default=b"") if answer.more else None
+        for name in interval_slice(self.names, request.start, request.end):
+            if last is None or name <= last:
+                yield name, values.get(name)
 
     def _see_put(
         self,
@@ -273,12 +296,10 @@ class _Split:
         effects: dict[bytes, State],
     ) -> None:
         assert isinstance(answer, RangeAnswer)
-        values = {record.key: record.value for record in answer.records}
-        last = max(values, default=b"") if answer.more else None
-        for name in interval_slice(self.names, request.start, request.end):
+        for name, value in self._shown(request, answer):
             # What the transaction itself wrote before says nothing of the state before it.
-            if name not in effects and (last is None or name <= last):
-                guards.setdefault(name, []).append(is_value(values.get(name)))
+            if name not in effects:
+                guards.setdefault(name, []).append(is_value(value))
 
     # -- unknown operations -----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from tests.linearizability.perkey import KEEP, Effect, Keep, KeyOperation, State
@@ -79,28 +80,28 @@ def follow(operations: Sequence[KeyOperation], places: Sequence[int | None]) -> 
     """Whether an order, wherever it is from, is a linearization. Much cheaper than a search.
 
     `places`: for each operation its place in the order, the same for those that changed nothing in
-    between; None: it did not happen. False may only mean that an operation with several ways took
-    another than the first that fits.
+    between; None: it did not happen. An optional operation may also be left out.
     """
-    chosen = [(place, n) for n, place in enumerate(places) if place is not None]
-    chosen.sort(key=lambda each: (each[0], operations[each[1]].invoked_us))
-    if len(chosen) < len(operations):
-        left = {n for n, place in enumerate(places) if place is None}
-        if any(operations[n].required for n in left):
+    chosen = []
+    for place, operation in zip(places, operations, strict=True):
+        if place is not None:
+            chosen.append((place, operation.invoked_us, operation))
+        elif operation.required:
             return False
-    state: State = None
+    chosen.sort(key=itemgetter(0, 1))
+    # An operation may have had several ways to happen, and so lead to several states.
+    states: set[State] = {None}
     latest_us = 0
-    for _, n in chosen:
-        operation = operations[n]
+    for _, invoked_us, operation in chosen:
+        ways = (step.apply(state) for state in states for step in operation.steps)
+        after: set[State] = {way for way in ways if not isinstance(way, Keep)}
+        if not after and not operation.required:
+            continue
         # Whoever comes after must not have returned before this one began.
-        if operation.returned_us < latest_us:
+        if not after or operation.returned_us < latest_us:
             return False
-        latest_us = max(latest_us, operation.invoked_us)
-        ways = (step.apply(state) for step in operation.steps)
-        after = next((way for way in ways if not isinstance(way, Keep)), KEEP)
-        if isinstance(after, Keep):
-            return False
-        state = after
+        states = after if operation.required else states | after
+        latest_us = max(latest_us, invoked_us)
     return True
 
 

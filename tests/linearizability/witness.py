@@ -23,19 +23,17 @@ from typing import Final, NamedTuple
 
 from tests.linearizability.answers import (
     Difference,
-    changed,
     differ,
     differ_range,
     differ_record,
     ran,
 )
+from tests.linearizability.book import Book
 from tests.linearizability.facts import Facts
 from tests.linearizability.history import (
     Delete,
-    Grant,
     KeyRecord,
     Operation,
-    Outcome,
     Put,
     Range,
     Revoke,
@@ -44,8 +42,8 @@ from tests.linearizability.history import (
 )
 from tests.linearizability.model import Model, interval_slice
 from tests.linearizability.naming import UNEXPLAINED, Namer, deletes, footprint, touches
-from tests.linearizability.order import KnownBy, check_real_time, seen_revision
-from tests.linearizability.report import Cause, Report, Violation, story
+from tests.linearizability.order import KnownBy, check_real_time
+from tests.linearizability.report import Cause, Report, Violation
 from tests.linearizability.tenures import Tenures, leased_keys
 
 STEPS_PER_OPERATION_MAX: Final = 20
@@ -105,99 +103,6 @@ def _judge(
     return _Replay(book, watches).run()
 
 
-class Book:
-    """The history sorted by revision."""
-
-    def __init__(
-        self,
-        operations: Sequence[Operation],
-        final: Sequence[KeyRecord] | None,
-        final_revision: int,
-    ) -> None:
-        self.operations = operations
-        self.final = final
-        self.writes: dict[int, int] = {}
-        """Revision -> the operation that certainly made it."""
-        self.reads: dict[int, list[int]] = {}
-        """Revision -> operations that saw the store at it and changed nothing."""
-        self.revokes: dict[int, list[int]] = {}
-        """Revision -> revokes answered at it: they made it, or their lease had no keys."""
-        self.open: list[int] = []
-        """Operations that may have made a revision nobody told, in order of their beginning."""
-        self.grants = 0
-        self.spare = 0
-        """How many more revisions there may have been than anything tells of."""
-        self.violations: list[Violation] = []
-        self.last = final_revision
-        for index, operation in enumerate(operations):
-            self._enter(index, operation)
-        if final is not None:
-            self.last = max([self.last, *(record.mod_revision for record in final)])
-        self.open.sort(key=lambda index: operations[index].invoked_us)
-        if not self.violations:
-            self._check_gaps()
-
-    def _enter(self, index: int, operation: Operation) -> None:
-        request = operation.request
-        if operation.outcome is not Outcome.OK:
-            if operation.outcome is Outcome.UNKNOWN:
-                if isinstance(request, Put | Delete | Txn | Revoke):
-                    self.open.append(index)
-                self.grants += isinstance(request, Grant)
-            return
-        answer = operation.answer
-        revision = seen_revision(operation)
-        self.last = max(self.last, revision)
-        if isinstance(request, Put | Delete | Txn | Range) and revision < 1:
-            raise ValueError(f"operation {index} was recorded without its revision")
-        if isinstance(request, Range):
-            self.reads.setdefault(request.revision or revision, []).append(index)
-            if request.revision > revision:
-                self._read_ahead(operation)
-        elif isinstance(request, Put | Delete | Txn):
-            if not changed(request, answer):  # type: ignore[arg-type]
-                self.reads.setdefault(revision, []).append(index)
-            elif revision in self.writes or revision < 2:
-                self._claimed_twice(index, revision)
-            else:
-                self.writes[revision] = index
-        elif isinstance(request, Revoke):
-            if revision:
-                self.revokes.setdefault(revision, []).append(index)
-            else:
-                self.open.append(index)
-        self.grants += isinstance(request, Grant)
-
-    def _read_ahead(self, operation: Operation) -> None:
-        expected = "a refusal: the revision did not exist yet"
-        told = story([operation])
-        self.violations.append(Violation("read-of-a-future-revision", expected, "an answer", told))
-
-    def _claimed_twice(self, index: int, revision: int) -> None:
-        both = [self.operations[index]]
-        if revision in self.writes:
-            both.append(self.operations[self.writes[revision]])
-        seen = f"{len(both)} writes answered with revision {revision}"
-        self.violations.append(
-            Violation("two-writes-one-revision", "one write for each revision", seen, story(both))
-        )
-
-    def _check_gaps(self) -> None:
-        gaps = self.last - 1 - len(self.writes)
-        makers = len(self.open) + self.grants + sum(len(each) for each in self.revokes.values())
-        self.spare = makers - gaps
-        if self.spare < 0:
-            missing = (r for r in range(2, self.last + 1) if r not in self.writes)
-            told = ", ".join(str(revision) for revision in islice(missing, 20))
-            self.violations.append(
-                Violation(
-                    "unexplained-revisions",
-                    f"at most {makers} revisions by unknown operations and leases",
-                    f"{gaps} that no answered write made: {told}",
-                )
-            )
-
-
 class _Guess(NamedTuple):
     """What may have made a revision: an operation, or a lease that ran out."""
 
@@ -216,8 +121,10 @@ class _Gap:
     """Guesses that would do, as a heap of (score, number, guess)."""
     tried: int = 0
     taken: _Guess | None = None
+    keys: set[bytes] = field(default_factory=set)
+    """Keys that had a part in what refused the guesses so far."""
     conflicts: set[int] = field(default_factory=set)
-    """Earlier gaps that had a part in what refused the guesses so far."""
+    """Earlier gaps that did."""
 
 
 class _Conflict(NamedTuple):
@@ -439,8 +346,8 @@ class _Replay:
         self.gaps.append(gap)
         if self._try_next(gap):
             return None
-        self.gaps.pop()
-        return _Conflict(Difference(UNEXPLAINED, "", ""), revision, None, gap.conflicts)
+        blame = self._give_up(self.gaps.pop())
+        return _Conflict(Difference(UNEXPLAINED, "", ""), revision, None, blame)
 
     def _go_back(self, blame: set[int]) -> int | None:
         """Take the next guess at the newest gap to blame; the revision to go on at, or None."""
@@ -453,9 +360,16 @@ class _Replay:
             gap.conflicts |= blame - {newest}
             if self._try_next(gap):
                 return newest
-            self.gaps.pop()
-            blame = gap.conflicts
+            blame = self._give_up(self.gaps.pop())
         return None
+
+    def _give_up(self, gap: _Gap) -> set[int]:
+        """The earlier gaps to blame for one that nothing fills."""
+        keys = gap.keys
+        if not self._needs_put(gap.revision):
+            # With other keys on it, a lease might have ended here.
+            keys = keys.union(*self.leased_keys.values())
+        return gap.conflicts | self._blame(keys, gap.revision)
 
     def _release(self, gap: _Gap) -> None:
         if gap.taken is not None and not gap.taken.lease:
@@ -482,7 +396,7 @@ class _Replay:
             self.model.undo_to(gap.revision - 1)
             refused = self._try(gap.revision, guess)
             if refused is not None:
-                gap.conflicts |= refused
+                gap.keys |= refused
                 continue
             score = 0 if waited else self._score(gap.revision) + guess.doubt
             if waited or score < 0:
@@ -502,8 +416,8 @@ class _Replay:
             score -= self.facts.distance(key, event.previous, revision)
         return score
 
-    def _try(self, revision: int, guess: _Guess) -> set[int] | None:
-        """Let a guess make a revision. If it cannot have, the earlier gaps that are to blame."""
+    def _try(self, revision: int, guess: _Guess) -> set[bytes] | None:
+        """Let a guess make a revision. If it cannot have, the keys that speak against it."""
         request = None if guess.lease else self.operations[guess.operation].request
         lease = request.lease if isinstance(request, Revoke) else guess.lease
         if lease:
@@ -514,7 +428,7 @@ class _Replay:
         if against is None:
             return None
         keys = self.leased_keys.get(lease, set()) if lease else self._footprint(guess.operation)
-        return self._blame(keys.union(against), revision)
+        return keys.union(against)
 
     def _footprint(self, index: int) -> set[bytes]:
         """The keys that decide what an operation does."""
@@ -573,11 +487,9 @@ class _Replay:
         for index in book.revokes.get(revision, ()):
             yield _Guess(index)
         known_us = self.known_by.time_us(revision)
-        gap = self.gaps[-1]
-        leases = [each for each in self.model.leases_in_use() if self._may_end(each, revision)]
-        for lease, keys in self.leased_keys.items():
-            if lease not in leases:
-                gap.conflicts |= self._blame(keys, revision)
+        leases: list[int] = []
+        if not self._needs_put(revision):
+            leases = [each for each in self.model.leases_in_use() if self._may_end(each, revision)]
         likely = [lease for lease in leases if self.tenures.may_have_ended(lease, known_us)]
         for lease in likely:
             yield _Guess(-1, lease)
@@ -586,6 +498,11 @@ class _Replay:
         for lease in leases:
             if lease not in likely:
                 yield _Guess(-1, lease, UNLIKELY)
+
+    def _needs_put(self, revision: int) -> bool:
+        """Whether somebody saw what the revision put."""
+        put = any(record is not None for record in self.facts.shown.get(revision, {}).values())
+        return put or revision in self.facts.created
 
     def _may_end(self, lease: int, revision: int) -> bool:
         """Whether no answered write needed the lease after a revision."""

@@ -8,6 +8,8 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.networks import NamespacedCluster, ProxiedCluster, isolate
 from tests.support.processes import Cluster, Member
 from tests.support.proof import under_load
@@ -146,6 +148,7 @@ async def test_partitions_through_proxies(tmp_path: Path) -> None:
         await everything_late(cluster)
 
 
+@pytest.mark.privileged
 async def test_partitions_of_network_namespaces(tmp_path: Path) -> None:
     async with NamespacedCluster(tmp_path, 3) as cluster, under_load(cluster, 2, MIX):
         await leader_alone(cluster)

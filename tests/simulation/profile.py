@@ -79,11 +79,11 @@ def draw(seed: int) -> Profile:
         fault_interval_us=chance.choice((300_000, 1_000_000, 3_000_000)),
         buggify={point: chance.choice((0.01, 0.1)) for point in points if chance.random() < 0.25},
         mix=Mix(
-            clients=chance.choice((1, 3, 5)),
+            clients=chance.choice((1, 2, 4)),
             keys=chance.choice((1, 3, 8)),
-            think_us=chance.choice((60_000, 250_000, 1_000_000)),
+            think_us=chance.choice((100_000, 500_000, 1_500_000)),
             watchers=chance.choice((0, 1, 3)),
-            lockers=chance.choice((0, 0, 2, 3)),
+            lockers=chance.choice((0, 0, 1, 2)),
         ),
         fault_seconds=chance.choice((30, 60, 90, 150)),
     )

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from raftkv.errors import RaftkvError
-from raftkv.machine.records import USER_KEYS
+from raftkv.machine.records import CAUSE_EXPIRED, USER_KEYS
 from raftkv.server.membership import everybody
 from raftkv.simulation import Nemesis, SimCluster, SimMember, World
 from raftkv.simulation.world import SECOND_US, Buggify
@@ -41,7 +41,7 @@ from tests.linearizability.history import (
     WatchLog,
     WatchResponse,
 )
-from tests.linearizability.lease_oracle import check_leases, lease_ends
+from tests.linearizability.lease_oracle import LeaseEnd, check_leases
 from tests.linearizability.lock_oracle import check_locks
 from tests.linearizability.watch_oracle import check_watches
 from tests.simulation.doors import key_record
@@ -184,7 +184,7 @@ class _Run:
         assert leader is not None
         workload, machine = self.workload, leader.machine
         operations = workload.history.operations
-        everything, times = self._truth()
+        everything = self._truth()
         # What was applied bounds what unknown operations can have done, and is itself judged.
         report = check_history(
             operations,
@@ -195,17 +195,27 @@ class _Run:
         violations = check_watches(
             workload.watch_logs, report.truth, compacted=machine.compact_revision
         )
-        ends = [
-            replace(end, known_us=min(end.known_us, times.get(end.revision, end.known_us)))
-            for end in lease_ends(operations, report)
-        ]
-        violations += check_leases(operations, ends)
+        violations += check_leases(operations, self._lease_ends())
         violations += check_locks(workload.holdings, workload.effects)
         if violations:
             self._fail("\n\n".join(map(str, violations[:3])))
 
-    def _truth(self) -> tuple[WatchLog, dict[int, int]]:
-        """Every event of user keys as the members applied them, and when each revision was."""
+    def _lease_ends(self) -> list[LeaseEnd]:
+        """The leases that ran out, and when, from the events that the members applied."""
+        ends: dict[int, LeaseEnd] = {}
+        leases: dict[bytes, int] = {}
+        for now_us, event in self.cluster.events:
+            if event.keyspace != USER_KEYS:
+                continue
+            lease = leases.pop(event.key, 0)
+            if not event.deleted:
+                leases[event.key] = event.lease
+            elif event.cause == CAUSE_EXPIRED:
+                ends.setdefault(lease, LeaseEnd(lease, event.revision, now_us))
+        return list(ends.values())
+
+    def _truth(self) -> WatchLog:
+        """Every event of user keys as the members applied them."""
         responses: list[WatchResponse] = []
         for revision, happened in groupby(self.cluster.events, lambda one: one[1].revision):
             events = list(happened)
@@ -216,8 +226,7 @@ class _Run:
             )
             if told:
                 responses.append(WatchResponse(events[0][0], revision, told))
-        log = WatchLog(b"", TO_THE_END, 1, False, frozenset(), responses)
-        return log, {response.revision: response.at_us for response in responses}
+        return WatchLog(b"", TO_THE_END, 1, False, frozenset(), responses)
 
     def _fail(self, reason: str, cause: BaseException | None = None) -> None:
         told = list(self.world.story or ())

@@ -259,13 +259,13 @@ class _Client:
         self.workload = workload
         self.number = number
         self.lease = 0
-        self.ttl_seconds = 0
         self.asked = 0
 
-    def think(self) -> None:
+    def think(self, outcome: Outcome = Outcome.OK) -> None:
+        """Ask again after a while; a longer one where nothing is served."""
         world = self.workload.world
-        pause_us = int(world.random.expovariate(1 / self.workload.mix.think_us))
-        world.after(pause_us, self.ask)
+        mean_us = self.workload.mix.think_us * (1 if outcome is Outcome.OK else 4)
+        world.after(int(world.random.expovariate(1 / mean_us)), self.ask)
 
     def ask(self) -> None:
         workload = self.workload
@@ -280,8 +280,8 @@ class _Client:
 
         def heard(outcome: Outcome, result: Any) -> None:
             if outcome is Outcome.OK and isinstance(request, Grant):
-                self.lease, self.ttl_seconds = request.lease, request.ttl_seconds
-            self.think()
+                self.lease = request.lease
+            self.think(outcome)
 
         workload.send(self.number, request, heard, once=once)
 

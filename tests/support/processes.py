@@ -146,10 +146,12 @@ class Member:
 class Cluster:
     """Members on loopback and one HTTP session to talk to them."""
 
-    def __init__(self, folder: Path, size: int, extra: list[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, size: int, extra: list[str] | None = None, *, name: str = "n"
+    ) -> None:
         self.folder = folder
         self.extra = extra or []
-        self._names: Iterator[str] = (f"n{number}" for number in range(1, 1000))
+        self._names: Iterator[str] = (f"{name}{number}" for number in range(1, 1000))
         self.members = [self._new_member() for _ in range(size)]
         initial = ",".join(f"{member.name}={member.advertised_peer_url}" for member in self.members)
         for member in self.members:
@@ -329,8 +331,8 @@ class Cluster:
 
 @asynccontextmanager
 async def running(
-    folder: Path, size: int, extra: list[str] | None = None
+    folder: Path, size: int, extra: list[str] | None = None, *, name: str = "n"
 ) -> AsyncIterator[Cluster]:
-    """A cluster that runs for the length of the block."""
-    async with Cluster(folder, size, extra) as cluster:
+    """A cluster that runs for the length of the block; `name` begins its members' names."""
+    async with Cluster(folder, size, extra, name=name) as cluster:
         yield cluster

@@ -400,9 +400,12 @@ def _watched(
     logs: list[WatchLog], truth: Sequence[WatchEvent], evidence: Evidence, rebase: Rebase
 ) -> Iterator[Violation]:
     """One watch over all its connections: each goes on where the one before was."""
-    ends = [log.start_revision - 1 for log in logs[1:]]
+    last = rebase.revision(evidence.last_revision)
+    ends = [min(log.start_revision - 1, last) for log in logs[1:]]
     compacted = rebase.revision(evidence.compact_revision)
     for log, end in zip(logs, [*ends, 0], strict=True):
+        # A lease may run out after the last mark, where the truth ends.
+        log.responses[:] = [each for each in log.responses if each.revision <= last]
         yield from check_watch(log, truth, compacted=compacted, complete_to=end)
 
 

@@ -196,11 +196,19 @@ class Load:
         workers = self._mix.plain + self._mix.library
         pause = workers / self._mix.per_second
         number = chance.getrandbits(30)
+        first = seen = 0
         while not await self._pause(chance.expovariate(1 / pause)):
-            if chance.random() < 0.15:
+            draw = chance.random()
+            if draw < 0.15:
                 await self._compare_and_swap(client, chance, number)
+                continue
+            if draw < 0.19 and seen:
+                request: Request = self._old_read(chance, first, seen)
             else:
-                await client.ask(self._any_request(chance, number))
+                request = self._any_request(chance, number)
+            answer = answer_of(await client.ask(request))
+            if isinstance(answer, PutAnswer):
+                first, seen = first or answer.revision, answer.revision
 
     def _hot(self, chance: random.Random) -> bytes:
         return b"%bk/%d" % (self.prefix, chance.randrange(HOT_KEYS))
@@ -224,6 +232,15 @@ class Load:
         if draw < 0.85:
             return Range(*whole, serializable=True)
         return self._pair_request(chance, number)
+
+    def _old_read(self, chance: random.Random, first: int, last: int) -> Range:
+        """What was there at a revision that this client has seen, or a little before."""
+        revision = max(first, last - chance.randrange(30))
+        if chance.random() < 0.5:
+            return Range(self._hot(chance), revision=revision)
+        serializable = chance.random() < 0.3
+        whole = (self.prefix + b"k/", self.prefix + b"k0")
+        return Range(*whole, serializable=serializable, revision=revision)
 
     def _pair_request(self, chance: random.Random, number: int) -> Request:
         """Two keys that are only ever written together, with one value."""

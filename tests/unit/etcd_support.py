@@ -24,13 +24,11 @@ METHODS: dict[str, tuple[str, Any]] = {
 """By the method's own name, which no two services share."""
 
 
-class EtcdClient:
+class EtcdCalls:
     """Calls by the method's name and keyword arguments: ``await client.Put(key=b"a")``."""
 
-    def __init__(self, channel: grpc.aio.Channel, store: LocalStore, listener: Listener) -> None:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self.store = store
-        self.listener = listener
 
     def method(self, name: str) -> tuple[Any, Any]:
         """(grpcio's callable, class of the request)."""
@@ -63,15 +61,26 @@ class EtcdClient:
         return caught.value.code().name, caught.value.details() or ""
 
 
+class EtcdClient(EtcdCalls):
+    """The same, with the store that it talks to."""
+
+    def __init__(self, channel: grpc.aio.Channel, store: LocalStore, listener: Listener) -> None:
+        super().__init__(channel)
+        self.store = store
+        self.listener = listener
+
+
 @asynccontextmanager
 async def etcd_served() -> AsyncIterator[EtcdClient]:
     """A client of a fresh store."""
     store = LocalStore(member_id=7, cluster_id=9)
     listener = await start_http(store, "127.0.0.1", 0)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
-        yield EtcdClient(channel, store, listener)
-    await listener.close(1.0)
-    store.close()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
+            yield EtcdClient(channel, store, listener)
+    finally:
+        await listener.close(1.0)
+        store.close()
 
 
 def shown(message: Any) -> Any:

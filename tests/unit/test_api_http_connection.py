@@ -183,7 +183,8 @@ async def test_routes() -> None:
             assert (await served.call("GET", path)).status == 404, path
         unknown = await served.call("GET", "/health?colour=red")
         assert unknown.status == 400
-        assert unknown.json["parameter"] == "colour" and unknown.json["allowed"] == ["exclude"]
+        assert unknown.json["parameter"] == "colour"
+        assert unknown.json["allowed"] == ["exclude", "serializable"]
         raw = await served.raw()
         for target, status in ((b"http://h/version", 200), (b"*", 404), (b"/%zz", 404)):
             raw.send(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % target)

@@ -197,6 +197,20 @@ async def test_load_shedding_is_waited_out_as_asked(store: FakeStore, client: As
         await client.put("a", "1", timeout=0.2)
 
 
+async def test_waking_up_past_the_deadline_leaves_a_refusal_one(
+    store: FakeStore, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+
+    async def oversleep(seconds: float) -> None:
+        await sleep(seconds + 0.2)
+
+    store.fault("problem", status=429, code="too_many_requests", times=99)
+    monkeypatch.setattr(asyncio, "sleep", oversleep)
+    with pytest.raises(TooManyRequests):
+        await client.put("a", "1", timeout=0.2)
+
+
 async def test_no_leader_until_the_deadline_is_a_refusal(store: FakeStore) -> None:
     store.fault("problem", code="no_leader", times=999)
     async with AsyncClient(store.urls, timeout=0.3) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -16,16 +17,21 @@ from raftkv.api.etcd.gateway import PATHS
 from raftkv.api.etcd.jsonform import fill, plain
 from raftkv.api.etcd.messages import ETCD
 from raftkv.api.http.door import start_http
+from raftkv.api.listener import Listener
 from raftkv.errors import InvalidRequest
+from raftkv.limits import ETCD_KEEP_ALIVES_WAITING_MAX
 from raftkv.server.local import LocalStore
 
 
 class Json:
     """A client of the gateway."""
 
-    def __init__(self, session: aiohttp.ClientSession, store: LocalStore) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, store: LocalStore, listener: Listener
+    ) -> None:
         self.session = session
         self.store = store
+        self.listener = listener
 
     async def post(self, path: str, body: Any = None, **more: Any) -> tuple[int, Any]:
         """(status, answer)."""
@@ -38,10 +44,12 @@ class Json:
 async def serving() -> AsyncIterator[Json]:
     store = LocalStore(member_id=7, cluster_id=9)
     listener = await start_http(store, "127.0.0.1", 0)
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as session:
-        yield Json(session, store)
-    await listener.close(1.0)
-    store.close()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as session:
+            yield Json(session, store, listener)
+    finally:
+        await listener.close(1.0)
+        store.close()
 
 
 def b64(data: bytes) -> str:
@@ -130,10 +138,52 @@ async def test_streams_that_end() -> None:
         async with client.session.post("/v3/maintenance/snapshot", data=b"{}") as answer:
             blobs = [json.loads(line)["result"] for line in (await answer.read()).splitlines()]
         assert len(base64.b64decode(blobs[-1]["blob"])) == 32
-        store = client.store
-        store.read_index = lambda done: store._loop.call_soon(done, Exception)  # type: ignore
         status, answer = await client.post("/v3/maintenance/hashkv", {"revision": "50"})
         assert (status, answer["code"]) == (400, 11)
+
+
+async def test_streams_that_fail() -> None:
+    async with serving() as client:
+        await client.post("/v3/lease/grant", {"ID": "5", "TTL": "100"})
+        client.store._closed = True
+        status, answer = await client.post("/v3/lease/keepalive", {"ID": "5"})
+        client.store._closed = False
+        text = "etcdserver: server stopped"
+        assert (status, answer["error"]["message"], answer["error"]["code"]) == (503, text, 14)
+        assert (answer["error"]["grpc_code"], answer["error"]["http_code"]) == (14, 503)
+        body = json.dumps({"create_request": {"key": b64(b"k")}})
+        async with client.session.post("/v3/watch", data=body) as answer:
+            await answer.content.readline()
+            closing = asyncio.create_task(client.listener.close(5.0))
+            last = json.loads(await answer.content.readline())["error"]
+            assert (last["message"], last["code"]) == (text, 14)
+            assert await answer.content.read() == b""
+        await closing
+        assert len(client.store.hub) == 0
+
+
+async def test_a_wait_ends_when_the_member_stops() -> None:
+    async with serving() as client:
+        for lease in ("1", "2"):
+            await client.post("/v3/lease/grant", {"ID": lease, "TTL": "100"})
+        await client.post("/v3/lock/lock", {"name": b64(b"l"), "lease": "1"})
+        waiting = asyncio.create_task(
+            client.post("/v3/lock/lock", {"name": b64(b"l"), "lease": "2"})
+        )
+        while (await client.post("/v3/kv/range", {"key": b64(b"l/2")}))[1].get("count") != "1":
+            await asyncio.sleep(0.01)
+        await client.listener.close(5.0)
+        status, answer = await waiting
+        assert (status, answer["message"]) == (503, "etcdserver: server stopped")
+
+
+async def test_more_keep_alives_than_may_wait_are_all_answered() -> None:
+    async with serving() as client:
+        await client.post("/v3/lease/grant", {"ID": "5", "TTL": "100"})
+        body = b'{"ID":5}' * (2 * ETCD_KEEP_ALIVES_WAITING_MAX + 5)
+        async with client.session.post("/v3/lease/keepalive", data=body) as answer:
+            lines = (await answer.read()).splitlines()
+        assert len(lines) == 2 * ETCD_KEEP_ALIVES_WAITING_MAX + 5
 
 
 async def test_the_gate_sees_the_authorization_header() -> None:

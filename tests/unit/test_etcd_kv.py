@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 from raftkv import errors
 from raftkv.api.etcd import answers
@@ -49,7 +49,16 @@ def test_compiled_descriptors_are_those_of_the_sources(tmp_path: Path) -> None:
     assert FileDescriptorSet.FromString((tmp_path / "fresh").read_bytes()) == ETCD.files
     declared = {f"{f.package}.{s.name}" for f in ETCD.files.file for s in f.service}
     assert declared == set(SERVICES)
-    assert "kv_pb2" not in sys.modules
+
+
+def test_other_stubs_of_etcd_can_live_in_this_process() -> None:
+    # As aetcd and others do, in the pool of the whole process; a second file there would clash.
+    theirs = FileDescriptorProto(name="kv.proto", package="mvccpb", syntax="proto3")
+    theirs.message_type.add(name="KeyValue").field.add(name="key", number=1, type=12, label=1)
+    pool = descriptor_pool.Default()
+    pool.Add(theirs)
+    assert pool.FindMessageTypeByName("mvccpb.KeyValue").fields_by_name.keys() == ["key"]
+    assert ETCD.message("mvccpb.KeyValue")(lease=5).lease == 5
 
 
 async def test_put_get_and_delete(client: EtcdClient) -> None:

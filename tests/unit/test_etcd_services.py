@@ -7,11 +7,14 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import grpc.aio
 import pytest
 
 from raftkv.api.etcd.messages import ETCD
+from raftkv.errors import ChangeRefused
 from raftkv.machine.commands import alarm
+from raftkv.server.store import MemberInfo
 from tests.unit.etcd_support import EtcdClient, etcd_served, shown
 
 
@@ -176,8 +179,9 @@ async def test_who_gives_up_waiting_leaves_the_queue(client: EtcdClient) -> None
     while (await client.Range(key=b"l/", range_end=b"l0")).count > 1:
         await asyncio.sleep(0.01)
     assert (await client.refused("Lock", name=b"l", lease=77)) == (
-        "NOT_FOUND", "etcdserver: requested lease not found",
+        "UNKNOWN", "etcdserver: requested lease not found",
     )  # fmt: skip
+    assert (await client.refused("Unlock")) == ("UNKNOWN", "etcdserver: key is not provided")
 
 
 async def test_a_lock_whose_lease_ends_while_it_waits(client: EtcdClient) -> None:
@@ -257,3 +261,102 @@ async def test_learners_serve_little(client: EtcdClient) -> None:
     assert await client.refused("Range", key=b"k") == refused
     assert (await client.Range(key=b"k", serializable=True)).count == 0
     assert (await client.Status()).version == "3.7.0"
+
+
+async def test_membership_changes_are_told(client: EtcdClient) -> None:
+    store = client.store
+    voter = MemberInfo(7, "local", (), (), False, True)
+    added = MemberInfo(8, "", ("http://a:1",), (), True, False)
+    members = [voter]
+    store.members = lambda: members  # type: ignore[method-assign]
+
+    async def add(name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+        assert (name, peer_urls, learner) == ("", ("http://a:1",), True)
+        members.append(added)
+        return added
+
+    async def remove(member_id: int) -> None:
+        members.pop()
+
+    async def promote(member_id: int) -> None:
+        if len(members) == 2:
+            raise ChangeRefused("it lags")
+
+    store.add_member, store.remove_member = add, remove  # type: ignore[method-assign]
+    store.promote_member = promote  # type: ignore[method-assign]
+    answer = await client.MemberAdd(peerURLs=["http://a:1"], isLearner=True)
+    assert (answer.member.ID, answer.member.isLearner, len(answer.members)) == (8, True, 2)
+    assert answer.header.revision == 0
+    assert (await client.refused("MemberPromote", ID=8))[1] == (
+        "etcdserver: can only promote a learner member which is in sync with leader"
+    )
+    assert len((await client.MemberRemove(ID=8)).members) == 1
+    members += [added, added]
+    assert len((await client.MemberPromote(ID=8)).members) == 3
+
+
+async def test_a_store_that_stops_says_so(client: EtcdClient) -> None:
+    await client.LeaseGrant(ID=5, TTL=100)
+    client.store._closed = True
+    stopped = ("UNAVAILABLE", "etcdserver: server stopped")
+    assert await client.refused("Put", key=b"k") == stopped
+    assert await client.refused("Range", key=b"k") == stopped
+    method, request = client.method("LeaseKeepAlive")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in method(iter([request(ID=5)])):
+            pass
+    assert (caught.value.code().name, caught.value.details()) == stopped
+    client.store._closed = False
+
+
+async def test_a_range_stream_that_cannot_be(client: EtcdClient) -> None:
+    for fields, code in [
+        ({}, "INVALID_ARGUMENT"),
+        ({"key": b"k", "sort_order": 1}, "UNIMPLEMENTED"),
+        ({"key": b"k", "min_mod_revision": 1}, "UNIMPLEMENTED"),
+        ({"key": b"k", "revision": 99}, "OUT_OF_RANGE"),
+    ]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in client.RangeStream(**fields):
+                pass
+        assert caught.value.code().name == code, fields
+    await client.Put(key=b"k", value=b"1")
+    parts = [part async for part in client.RangeStream(key=b"k", serializable=True)]
+    assert [len(part.range_response.kvs) for part in parts] == [1, 0]
+
+
+async def test_a_bug_in_a_handler_is_reported_and_the_call_answered(client: EtcdClient) -> None:
+    reported: list[Any] = []
+    client.store._loop.set_exception_handler(lambda loop, context: reported.append(context))
+    client.store.status = lambda: {}  # type: ignore[method-assign]
+    assert await client.refused("Status") == ("INTERNAL", "internal error")
+    assert isinstance(reported[0]["exception"], KeyError)
+
+
+async def test_metrics_tell_what_became_of_the_calls(client: EtcdClient) -> None:
+    await client.Put(key=b"k")
+    await client.Put(key=b"k")
+    await client.refused("Put")
+    method, request = client.method("Watch")
+    stream = method()
+    await stream.write(request(create_request={"key": b"k"}))
+    await stream.read()
+    stream.cancel()
+    while len(client.store.hub):
+        await asyncio.sleep(0.01)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{client.listener.port}/metrics") as answer,
+    ):
+        page = await answer.text()
+    kv = 'grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"'
+    watch = 'grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"'
+    for line in (
+        f"grpc_server_started_total{{{kv}}} 3.0",
+        f'grpc_server_handled_total{{grpc_code="OK",{kv}}} 2.0',
+        f'grpc_server_handled_total{{grpc_code="InvalidArgument",{kv}}} 1.0',
+        f'grpc_server_handled_total{{grpc_code="Canceled",{watch}}} 1.0',
+        "etcd_server_proposals_committed_total 2.0",
+        "raftkv_grpc_connections 1.0",
+    ):
+        assert line in page.splitlines(), line

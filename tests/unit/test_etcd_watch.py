@@ -183,3 +183,31 @@ async def test_streams_end_when_the_member_stops(client: EtcdClient) -> None:
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     await closing
     assert len(client.store.hub) == 0
+
+
+async def test_a_watcher_too_many_is_refused_and_the_stream_goes_on(client: EtcdClient) -> None:
+    client.store.hub.watches_max = 1
+    stream = Stream(client)
+    await stream.create(key=b"a")
+    refused = await stream.create(key=b"b")
+    assert (refused.watch_id, refused.canceled) == (-1, True)
+    text = "rpc error: code = ResourceExhausted desc = etcdserver: too many requests"
+    assert refused.cancel_reason == text
+    await client.Put(key=b"a", value=b"1")
+    assert await stream.events() == [(0, 2, b"a", b"1")]
+    stream.call.cancel()
+
+
+async def test_progress_is_not_told_while_a_watcher_is_behind(client: EtcdClient) -> None:
+    await client.Put(key=b"a", value=b"1")
+    client.store._pumping = True  # nothing is fed from history for now
+    stream = Stream(client)
+    await stream.create(key=b"a", start_revision=2)
+    await stream.send("progress")
+    await stream.create(key=b"b", start_revision=-1)  # answered, so the question was read
+    client.store._pump()
+    assert await stream.events() == [(0, 2, b"a", b"1")]
+    await stream.send("progress")
+    progress = await stream.receive()
+    assert (progress.watch_id, progress.header.revision) == (-1, 2)
+    stream.call.cancel()

@@ -63,6 +63,7 @@ def test_a_put_is_the_key_value_message(
     assert not record.deleted
 
     bare = Record(without_value(raw))
+    assert Record(raw).wire_without_value == bare.wire
     del expected[5]
     assert parse(bare.wire) == {field: content for field, content in expected.items() if content}
     assert (bare.key, bare.value, bare.lease, bare.mod_revision) == (key, b"", lease, mod)

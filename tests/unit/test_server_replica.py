@@ -226,6 +226,45 @@ def test_a_leader_change_gives_every_lease_its_full_ttl(make_rig: MakeRig) -> No
     assert value(new, b"k") is None and rig.now_ms - elected_ms <= 4_000
 
 
+def test_a_renewal_waits_for_an_expiry_that_may_yet_fail(make_rig: MakeRig) -> None:
+    """It was told that there was no such lease, and the lease lived on under the next leader."""
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    rig.propose(leader, commands.lease_grant(5, 1))
+    rig.settle()
+    for site in rig.sites.values():
+        site.hold_writes = True
+    rig.pass_time(1_200)
+    told: list[Any] = []
+    leader.replica.keep_alive(5, told.append)
+    rig.settle()
+    assert told == []
+    for site in rig.sites.values():
+        site.hold_writes = False
+    rig.settle()
+    assert [type(one) for one in told] == [LeaseNotFound]
+    assert leader.replica.machine.lease(5) is None
+
+
+def test_a_renewal_is_told_when_the_leader_falls_with_the_expiry_undone(make_rig: MakeRig) -> None:
+    rig = make_rig(3)
+    leader = rig.leader()
+    rig.settle()
+    rig.propose(leader, commands.lease_grant(5, 1))
+    rig.settle()
+    for site in rig.sites.values():
+        site.hold_writes = True
+    rig.pass_time(1_200)
+    told: list[Any] = []
+    leader.replica.keep_alive(5, told.append)
+    rig.settle()
+    rig.isolated.add(leader.member_id)
+    rig.pass_time(3_000)
+    assert [type(one) for one in told] == [NoLeader]
+    assert leader.replica.machine.lease(5) is not None
+
+
 def test_membership_changes_through_a_follower(make_rig: MakeRig) -> None:
     rig = make_rig(3)
     rig.leader()
