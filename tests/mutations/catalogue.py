@@ -149,7 +149,7 @@ _ALL = (
         "A heartbeat tells the leader's commit index to a member whose log may end differently.",
         (Edit("raftkv.consensus.reads:send_heartbeat",
               "min(core.progress[peer].match, core.log.committed)", "core.log.committed"),),
-        (_S, _G), 60,
+        (_G, _S), 100,
         "tests/paper/test_paper_replication.py::test_a_tail_that_was_being_replaced_is_not_taken_for_committed_after_a_crash",
     ),
     Mutation(
