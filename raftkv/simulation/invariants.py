@@ -92,7 +92,9 @@ class Invariants:
                 )
         elif message.kind is MessageKind.APPEND_REPLY and message.term == node.term:
             index = message.index
-            if index >= node.first_index and not durable.holds(index, node.entry_term(index)):
+            if index > node.last_index or (
+                index >= node.first_index and not durable.holds(index, node.entry_term(index))
+            ):
                 violated(
                     "entries were acknowledged before they were durable",
                     member=member.name,

@@ -15,7 +15,8 @@ from tests.mutations.patching import Edit, ShapeChanged, find, patched
 QUICK = {
     name: (mutation.benches[0], mutation.seeds_max)
     for name, mutation in MUTATIONS.items()
-    if mutation.seeds_max <= 20 and mutation.benches[0] is not Bench.SIMULATION
+    if (0 < mutation.seeds_max <= 20 and mutation.benches[0] in (Bench.GROUP, Bench.WATCHES))
+    or 0 < mutation.seeds_max <= 5
 }
 FIRST_SEED = 7_000_000
 
