@@ -12,6 +12,7 @@ from tests.model.test_watch_model import test_watch_properties as watch_properti
 from tests.mutations.catalogue import Bench
 from tests.simulation.profile import draw
 from tests.simulation.run import run_seed
+from tests.simulation.shrinking import run_shrinking
 from tests.simulation.workload import Mix
 from tests.unit.test_consensus_random import Walk
 
@@ -43,6 +44,7 @@ RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.WATCHES: watch_properties,
     Bench.SIMULATION: run_seed,
     Bench.READS: _reads,
+    Bench.SHRINKING: run_shrinking,
 }
 """Each takes a seed and raises when anything is not as promised."""
 

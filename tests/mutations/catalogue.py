@@ -25,6 +25,8 @@ class Bench(Enum):
     """Whole members on simulated disks, network and clocks."""
     READS = "reads"
     """The same, with nothing but one much used key and leaders that lose touch."""
+    SHRINKING = "shrinking"
+    """The same, with voters that are removed while their leader loses touch."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Mutation:
 
 
 _G, _W, _S, _R = Bench.GROUP, Bench.WATCHES, Bench.SIMULATION, Bench.READS
+_H = Bench.SHRINKING
 _CORE = "raftkv.consensus.core:Core"
 _LOG = "raftkv.consensus.log:RaftLog"
 _REPLICA = "raftkv.server.replica:Replica"
@@ -110,9 +113,11 @@ _ALL = (
         "change-before-term-commit", 5,
         "A leader takes a membership change on before an entry of its own term is committed "
         "(raft-dev 2015).",
+        # Here a change takes effect when it is applied, so two leaders are never more than one
+        # step apart, and no seed can be expected to tell. The rule stays: it costs nothing.
         (Edit("raftkv.consensus.replication:propose_change",
               "if not core.committed_in_term:", "if False:"),),
-        (_G, _S), 0,
+        (_H, _G, _S), 0,
         "tests/paper/test_paper_membership.py::test_changes_wait_for_an_entry_of_the_term",
     ),
     Mutation(
@@ -121,7 +126,7 @@ _ALL = (
         "need not meet.",
         (Edit("raftkv.consensus.replication:propose_change",
               "if core.pending_conf_index > core.log.applied:", "if False:"),),
-        (_G, _S), 0,
+        (_H, _G, _S), 150,
         "tests/paper/test_paper_membership.py::test_changes_wait_for_the_previous_one",
     ),
     # ---- replication -------------------------------------------------------------------------

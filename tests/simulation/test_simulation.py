@@ -13,12 +13,18 @@ from raftkv.buggify import POINTS, buggify
 from raftkv.simulation.nemesis import FAULTS
 from tests.simulation.profile import draw
 from tests.simulation.run import run_seed
+from tests.simulation.shrinking import run_shrinking
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_seed_keeps_every_promise(seed: int) -> None:
     result = run_seed(seed)
     assert result.answered > 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_shrinking_cluster_decides_once(seed: int) -> None:
+    run_shrinking(seed)
 
 
 @pytest.mark.parametrize("seed", [3, 21])
