@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -52,6 +53,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "RoleDelete": {"role": "app"},
     "RoleGrantPermission": {"name": "app", "perm": {"key": b"k"}},
     "RoleRevokePermission": {"role": "app", "key": b"app/", "range_end": b"app0"},
+    "Watch": {"create_request": {"key": b"secret"}},
     "Lock": {"name": b"secret"},
     "Unlock": {"key": b"secret"},
     "Campaign": {"name": b"secret", "value": b"v"},
@@ -65,7 +67,12 @@ PLAIN = {
     "etcdserver: permission denied": "PERMISSION_DENIED",
     "etcdserver: invalid auth token": "UNAUTHENTICATED",
 }
-FOR_EVERY_USER = {"LeaseGrant", "LeaseLeases", "MemberList", "Status", "AuthStatus", "Watch"}
+FOR_EVERY_USER = {"LeaseGrant", "LeaseLeases", "MemberList", "Status", "AuthStatus"}
+WATCH_REFUSALS = {
+    "rpc error: code = InvalidArgument": "INVALID_ARGUMENT",
+    "rpc error: code = PermissionDenied": "PERMISSION_DENIED",
+    "rpc error: code = Unauthenticated": "UNAUTHENTICATED",
+}
 
 
 class World:
@@ -100,7 +107,10 @@ class World:
 
     async def code(self, user: str | None, name: str, /, **fields: Any) -> str:
         try:
-            await self.by(user, name, **fields)
+            answer = await self.by(user, name, **fields)
+            if name == "Watch" and answer.canceled:
+                # A watcher is refused in its stream, with the code's name in the text.
+                return WATCH_REFUSALS[answer.cancel_reason.partition(" desc = ")[0]]
         except grpc.aio.AioRpcError as error:
             text = error.details() or ""
             assert SECRET not in text.encode()
@@ -154,8 +164,6 @@ async def test_no_rpc_goes_without_a_token(token: str | None) -> None:
     async with etcd_guarded() as world:
         before = world.store.machine.revision, world.store.machine.auth
         for name in METHODS:
-            if name == "Watch":
-                continue
             refusal = "INVALID_ARGUMENT" if token is None else "UNAUTHENTICATED"
             expected = "OK" if name == "Authenticate" else refusal
             assert await world.code(token, name, **REQUESTS.get(name, {})) == expected, name
@@ -167,8 +175,6 @@ async def test_a_user_without_roles_may_do_nothing_that_matters() -> None:
         before = world.store.machine.revision, world.store.machine.auth
         for name in METHODS:
             allowed = name in FOR_EVERY_USER or name == "Authenticate"
-            if name == "Watch":
-                continue
             expected = "OK" if allowed else "PERMISSION_DENIED"
             assert await world.code("stranger", name, **REQUESTS.get(name, {})) == expected, name
         assert (world.store.machine.revision, world.store.machine.auth) == before
@@ -177,12 +183,24 @@ async def test_a_user_without_roles_may_do_nothing_that_matters() -> None:
         assert not (await world.by("stranger", "LeaseTimeToLive", ID=7)).keys
 
 
+async def check_gateway_watch(session: aiohttp.ClientSession, url: str) -> None:
+    """A watch is answered with a stream, whose first line refuses it."""
+    for headers, text in (
+        ({}, "user name is empty"), ({"Authorization": "forged"}, "invalid auth token"),
+    ):  # fmt: skip
+        body = {"create_request": {"key": "c2VjcmV0"}}
+        async with session.post(url, json=body, headers=headers) as answer:
+            first = json.loads(await answer.content.readline())["result"]
+        assert first["canceled"] and text in first["cancel_reason"], first
+
+
 async def test_the_gateway_is_guarded_like_grpc() -> None:
     async with etcd_guarded() as world:
         root = f"http://127.0.0.1:{world.client.listener.port}/v3/"
         async with aiohttp.ClientSession() as session:
             for path, places in PATHS.items():
                 if path == "/etcdserverpb.Watch/Watch":
+                    await check_gateway_watch(session, root + places[0])
                     continue
                 for place in places:
                     async with session.post(root + place, data=b"{}") as answer:
