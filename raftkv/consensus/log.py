@@ -235,6 +235,9 @@ class RaftLog:
 
     def applied_to(self, index: int) -> None:
         """The machine has applied everything up to `index`; older news is ignored."""
+        if self.snapshot is not None and index < self.snapshot.index:
+            # The image of a snapshot that this one has replaced; it will tell in its turn.
+            return
         if index > self.applied:
             check(index <= self.applying, "applied what was not given out", index=index)
             self.applied = index

@@ -234,15 +234,12 @@ class _Door:
         self.problems: list[Any] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.problems.append(context))
-        self.door = HttpDoor(LocalStore())
         self.listener = Listener(lambda listener: HttpConnection(self.door, listener))
-        self.door.listener = self.listener
-        self.door.store.close()
 
     async def read(self, data: bytes) -> bool:
-        store = self.door.store = LocalStore()
-        self.door._stamp = None
-        self.door.counters.requests.clear()
+        store = LocalStore()
+        self.door = HttpDoor(store)
+        self.door.listener = self.listener
         wire = _Wire()
         sniffer = _Sniffer(self.listener)
         wire.protocol = sniffer

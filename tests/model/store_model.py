@@ -107,7 +107,7 @@ class Model:
         return next(iter(self.refusals(operations)), None)
 
     def refusals(self, operations: list[Any]) -> list[type[Refused]]:
-        """Everything that is wrong with the chosen operations, in their order."""
+        """Everything that is wrong with the chosen operations: what is put is looked at first."""
         found: list[type[Refused]] = []
         for operation in operations:
             if operation[0] == "put":
@@ -123,7 +123,7 @@ class Model:
                     found.append(Compacted)
             elif operation[0] == "txn":
                 found += self.refusals(self.choose(operation)[0])
-        return found
+        return sorted(found, key=lambda refusal: refusal in (FutureRevision, Compacted))
 
     def end_lease(self, lease: int) -> int:
         del self.leases[lease]

@@ -215,6 +215,20 @@ def test_log_snapshot_in_progress_hides_what_is_before() -> None:
     assert log.snapshot is meta
 
 
+def test_the_image_of_a_replaced_snapshot_tells_nothing() -> None:
+    """The machine installed an image while a newer snapshot was already in the log (seed 2083)."""
+    log = log_of(1, 1)
+    log.install(SnapshotMeta(5, 2, ConfState((1,))))
+    newer = SnapshotMeta(9, 2, ConfState((1,)))
+    log.install(newer)
+    log.snapshot_persisted(SnapshotMeta(5, 2, ConfState((1,))))
+    log.applied_to(5)
+    assert log.applied == 0
+    log.snapshot_persisted(newer)
+    log.applied_to(9)
+    assert log.applied == 9
+
+
 def test_log_hint_skips_terms() -> None:
     log = log_of(1, 1, 3, 3, 3)
     assert log.agree_at_most(9, 9) == (5, 3)

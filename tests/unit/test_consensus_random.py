@@ -195,7 +195,7 @@ class Walk:
                 continue
             leader = max(leaders, key=lambda node: node.term)
             if not group.settings["check_quorum"]:
-                self.stop_removed(leader)
+                stop_removed(group, leader)
             term = leader.term
             mark = b"=end%d" % attempt
             try:
@@ -217,15 +217,16 @@ class Walk:
                 return
         raise AssertionError("the group did not recover")
 
-    def stop_removed(self, leader: RaftNode) -> None:
-        """What people would do: those that have not heard of their removal disturb for ever when
-        nobody ignores them (thesis 4.2.3)."""
-        everybody = {*leader.conf.voters, *leader.conf.voters_outgoing, *leader.conf.learners}
-        for member_id, member in self.group.members.items():
-            if member.node is not None and member_id not in everybody:
-                self.group.crash(member_id)
-            elif member.node is None and member_id in everybody:
-                self.group.start(member_id)
+
+def stop_removed(group: Group, leader: RaftNode) -> None:
+    """What people would do: those that have not heard of their removal disturb for ever when
+    nobody ignores them (thesis 4.2.3)."""
+    everybody = {*leader.conf.voters, *leader.conf.voters_outgoing, *leader.conf.learners}
+    for member_id, member in group.members.items():
+        if member.node is not None and member_id not in everybody:
+            group.crash(member_id)
+        elif member.node is None and member_id in everybody:
+            group.start(member_id)
 
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + SEEDS))
