@@ -36,6 +36,8 @@ from raftkv.errors import (
 
 BACKOFF_SECONDS_FIRST: Final = 0.02
 BACKOFF_SECONDS_MAX: Final = 1.0
+ATTEMPT_SECONDS_MIN = 0.02
+"""With less time left no attempt is begun: it could only turn a refusal into the unknown."""
 KEYED_RETRY_SECONDS_MAX: Final = 10.0
 """How long a write in doubt is repeated. Members remember keys for ten minutes, but only the last
 100,000 of them, which a cluster under full load may use up in little more than this."""
@@ -125,7 +127,7 @@ class Attempts:
         if self.unreachable >= self.endpoints and now - self.started >= self.patience:
             return None
         pause = self._pause(error)
-        return pause if now + pause < self.deadline else None
+        return pause if now + pause + ATTEMPT_SECONDS_MIN < self.deadline else None
 
     def verdict(self) -> RaftkvError:
         """The error to raise: the last one, unless an earlier attempt of a write is in doubt."""

@@ -22,7 +22,7 @@ import yarl
 
 from raftkv import __version__
 from raftkv.client.errors import BadAnswer, Unreachable, error_from_problem
-from raftkv.client.retry import Attempts, Kind
+from raftkv.client.retry import ATTEMPT_SECONDS_MIN, Attempts, Kind
 from raftkv.client.wire import dumps, loads
 from raftkv.errors import (
     AuthNotEnabled,
@@ -258,7 +258,7 @@ class Transport:
             raise verdict from (error.__cause__ if verdict is error else error)
         self.moved(endpoint)
         await asyncio.sleep(pause)
-        if asyncio.get_running_loop().time() >= attempts.deadline:
+        if asyncio.get_running_loop().time() + ATTEMPT_SECONDS_MIN >= attempts.deadline:
             # A busy process wakes up late. What is not sent any more cannot be in doubt.
             raise attempts.verdict() from error
 
