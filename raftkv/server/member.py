@@ -33,6 +33,7 @@ from raftkv.errors import (
     MemberNotFound,
     NoLeader,
     OutcomeUnknown,
+    PeerError,
     RaftkvError,
 )
 from raftkv.machine.commands import AlarmKind, Command
@@ -464,6 +465,8 @@ class Member:
         if not self._stopping:
             try:
                 self.replica.receive(peer, messages)
+            except PeerError:
+                raise
             except Exception as error:
                 self._crashed(error)
 

@@ -37,8 +37,11 @@ from raftkv.consensus.types import (
 from raftkv.errors import (
     ChangeRefused,
     Corrupt,
+    CorruptionError,
     DiskFullError,
+    FormatError,
     NoLeader,
+    PeerError,
     RaftkvError,
     Refused,
     Stopping,
@@ -286,14 +289,20 @@ class Replica:
         self._wake()
 
     def receive(self, peer: int, messages: Sequence[Message]) -> None:
-        """Messages from a peer, already checked to be addressed to this member."""
+        """Messages from a peer, already checked to be addressed to this member.
+
+        Raises PeerError for a proposal that no member could apply: once committed it would stop
+        them all. The messages before it are taken.
+        """
         node = self.node
-        for message in messages:
-            if message.kind is MessageKind.PROPOSE:
-                self._take_forwarded(message)
-            else:
-                node.step(message)
-        self._wake()
+        try:
+            for message in messages:
+                if message.kind is MessageKind.PROPOSE:
+                    self._take_forwarded(message)
+                else:
+                    node.step(message)
+        finally:
+            self._wake()
 
     def receive_frame(self, peer: int, kind: int, payload: bytes) -> None:
         """One of the replica's own frames. Raises PeerError when it is malformed."""
@@ -436,7 +445,7 @@ class Replica:
             # say that it was refused. The log will tell.
             return
         for entry in message.entries:
-            if not self._repeats.first(*_identity(entry)):
+            if not self._repeats.first(*_applicable(entry)):
                 continue
             if entry.kind is EntryKind.BATCH:
                 data = commands.stamp_batch(entry.data, now_ms) if leading else entry.data
@@ -691,6 +700,16 @@ def _identity(entry: Entry) -> tuple[int, int, int]:
     if entry.kind is EntryKind.BATCH:
         return commands.batch_head(entry.data)
     return read_context(decode_change(entry.data).context)[:3]
+
+
+def _applicable(entry: Entry) -> tuple[int, int, int]:
+    """The identity of a forwarded proposal, all of which is decoded. Raises PeerError."""
+    if entry.kind is not EntryKind.BATCH:
+        return _identity(entry)
+    try:
+        return commands.decode_batch(entry.data)[1:4]
+    except (CorruptionError, FormatError) as error:
+        raise PeerError(f"a proposal that cannot be applied: {error}") from None
 
 
 def _refusal(reason: str) -> Refused:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgpack
 import pytest
 
 from raftkv.consensus.types import ChangeKind, ConfigChange, Message, MessageKind, Role
-from raftkv.errors import CorruptionError, LeaseNotFound, NoLeader
+from raftkv.errors import CorruptionError, LeaseNotFound, NoLeader, PeerError
 from raftkv.limits import REPEAT_RUNS_MAX, REPEAT_WINDOW
 from raftkv.machine import commands
 from raftkv.machine.results import MemberResult, PutResult
@@ -109,6 +110,30 @@ def take_proposal(rig: Rig, site: Site) -> Message:
 def versions(rig: Rig, key: bytes) -> set[int]:
     records = [site.replica.machine.get(key) for site in rig.sites.values() if not site.down]
     return {0 if record is None else record.version for record in records}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes(8) + msgpack.packb([2, 1, 9, [[200, None, 0, b"k"]]]),
+        bytes(8) + msgpack.packb([2, 1, 9, 5]),
+        bytes(8) + msgpack.packb([2, 1, 9]),
+        b"no batch",
+    ],
+)
+def test_a_forwarded_batch_that_nobody_could_apply_is_not_taken_on(rig: Rig, data: bytes) -> None:
+    """Once in the log, it would stop every member, and again after each start."""
+    leader = rig.leader()
+    rig.settle()
+    index = leader.replica.node.last_index
+    good, message = forwarded(rig, followers(rig)[0], commands.put(b"k", b"1"))
+    bad = replace(message, entries=(replace(message.entries[0], data=data),))
+    with pytest.raises(PeerError, match="cannot be applied"):
+        leader.replica.receive(message.source, [message, bad])
+    rig.settle()
+    assert isinstance(good[0], PutResult), "what came before it is taken"
+    assert leader.replica.node.last_index == index + 1
+    assert versions(rig, b"k") == {1} and hashes_agree(rig)
 
 
 def hashes_agree(rig: Rig) -> bool:
