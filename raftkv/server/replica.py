@@ -706,6 +706,8 @@ def _applicable(entry: Entry) -> tuple[int, int, int]:
     """The identity of a forwarded proposal, all of which is decoded. Raises PeerError."""
     if entry.kind is not EntryKind.BATCH:
         return _identity(entry)
+    if len(entry.data) > BATCH_BYTES_MAX:
+        raise PeerError("a proposal is larger than a batch may be", size=len(entry.data))
     try:
         return commands.decode_batch(entry.data)[1:4]
     except (CorruptionError, FormatError) as error:
