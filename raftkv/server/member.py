@@ -84,6 +84,8 @@ class Member:
         self._loop = loop
         self._started_at = time.monotonic()
         self._stopping = False
+        self._turn_due = False
+        self._turn_scheduled = False
         self._tick_ms = config.heartbeat_interval
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -356,7 +358,10 @@ class Member:
 
     def wake(self) -> None:
         """See `Surroundings.wake`."""
-        self._loop.call_soon(self._turn)
+        self._turn_due = True
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._woken)
 
     def now_ms(self) -> int:
         """See `Surroundings.now_ms`."""
@@ -432,7 +437,13 @@ class Member:
 
     # -- what arrives ----------------------------------------------------------------------------
 
+    def _woken(self) -> None:
+        self._turn_scheduled = False
+        if self._turn_due:
+            self._turn()
+
     def _turn(self) -> None:
+        self._turn_due = False
         if self._stopping or self.ended.done():
             return
         try:
