@@ -93,6 +93,7 @@ SPACE_LOW_AT: Final = 0.8
 SPACE_LOW_UNTIL: Final = 0.75
 SPACE_FREE_AT: Final = 0.95
 SPACE_SLOW_SHARE: Final = 4
+SHRINK_CATCH_UP_SECONDS: Final = 120
 
 # Automatic compaction (etcd: every 5 min by revisions, ten samples a period by age).
 AUTO_COMPACTION_SECONDS: Final = 300
