@@ -45,6 +45,7 @@ from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
 from raftkv.server.shrink import PAUSE_SECONDS, Shrink, Shrunk
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
+from raftkv.server.sync_pace import SyncPace
 from raftkv.server.transport import Transport
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -101,6 +102,7 @@ class Member:
             opened.wal,
             loop,
             self.stats,
+            SyncPace(),
             on_written=self._on_written,
             on_failed=self._on_failed,
             on_full=self._on_full,
@@ -185,7 +187,8 @@ class Member:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.replica.close()
         await self.transport.close()
-        await self._loop.run_in_executor(None, self._append.close)
+        self._append.end()
+        await self._loop.run_in_executor(None, self._append.join)
         await self._loop.run_in_executor(None, self._copier.shutdown)
         self._opened.close(clean=not self.ended.done())
         if not self.ended.done():
