@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 from raftkv.api.callers import TOKEN_NEEDED, Caller, KnownCaller, review
 from raftkv.api.http.refusals import ForeignOrigin, UnsupportedMediaType
 from raftkv.api.login import LoginDesk
+from raftkv.api.pace import Pace
 from raftkv.api.tokens import RandomTokens, Tokens, bearer, invalid, make_tokens, wall_ms
 from raftkv.errors import InvalidAuthToken, PermissionDenied
 from raftkv.limits import CALLERS_MAX, TOKEN_TTL_SECONDS_DEFAULT
@@ -89,10 +90,13 @@ class Gate:
         tokens: Tokens | None = None,
         passwords: Passwords | None = None,
         clock_ms: Callable[[], int] = wall_ms,
+        pace: Pace | None = None,
     ) -> None:
         self._machine = store.machine
         self._store = store
         self._clock_ms = clock_ms
+        self.pace = pace
+        """How many requests a client may send; None: any number."""
         self.tokens = tokens or RandomTokens(store, TOKEN_TTL_SECONDS_DEFAULT)
         self.passwords = passwords or Passwords()
         self.logins = LoginDesk(store, self.passwords, self.tokens, asyncio.get_running_loop().time)
@@ -121,6 +125,8 @@ class Gate:
         if guard is public or not self._machine.auth.enabled:
             return self.anyone, ()
         caller = self.enter(authorization)
+        if self.pace is not None and caller.user is not None:
+            self.pace.of_user(caller.user)
         needs = guard(request)
         caller.check(needs)
         return caller, needs
@@ -216,7 +222,11 @@ class Gate:
 def open_gate(store: Store, config: ServerConfig) -> Gate:
     """The gate of a member, as configured. Raises ConfigError."""
     spec = parse_token_spec(config.auth_token)
-    return Gate(store, tokens=make_tokens(store, spec, config.auth_token_ttl))
+    pace = None
+    if config.rate_limit_address or config.rate_limit_user:
+        clock = asyncio.get_running_loop().time
+        pace = Pace(config.rate_limit_address, config.rate_limit_user, clock)
+    return Gate(store, tokens=make_tokens(store, spec, config.auth_token_ttl), pace=pace)
 
 
 class _Remembered:

@@ -94,7 +94,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._transport = None
-        self._listener.connections.discard(self)
+        self._listener.left(self)
         self._door.counters.connections -= 1
         self._queue.clear()
         self._out.clear()

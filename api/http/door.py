@@ -93,6 +93,8 @@ class HttpDoor:
                 Gate.admit(request.method, request.headers)
             if self.gateway is not None and self.gateway.handle(x, path):
                 return
+            if self.gate.pace is not None:
+                self.gate.pace.of_address(x.source)
             route, x.places = self.router.find(request.method, path)
             x.route = route
             x.query = route.read_query(request.query)
@@ -184,6 +186,7 @@ async def start_http(
     reuse_port: bool = False,
     gate: Gate | None = None,
     connections_max: int = CONNECTIONS_MAX,
+    connections_per_address_max: int = 0,
 ) -> Listener:
     """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`), to HTTP/1.1 and to
     the gRPC clients of etcd's API.
@@ -210,6 +213,7 @@ async def start_http(
         on_drain=drain,
         on_closed=etcd.close,
         connections_max=connections_max,
+        connections_per_address_max=connections_per_address_max,
     )
     door.listener = listener
     return await listener.open(host, port, tls=tls, reuse_port=reuse_port)

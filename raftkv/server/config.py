@@ -400,6 +400,27 @@ class ServerConfig:
         "Most client connections at a time.",
         group="Limits",
     )
+    max_connections_per_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most client connections at a time from one address; 0: as many as all together.",
+        group="Limits",
+    )
+    rate_limit_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second from one client address; 0: any number.",
+        group="Limits",
+    )
+    rate_limit_user: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second of one user; 0: any number.",
+        group="Limits",
+    )
     max_watchers: int = _setting(
         limits.WATCHERS_MAX,
         parse_integer,
@@ -596,6 +617,9 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
     "max_connections": (1, 1_000_000),
+    "max_connections_per_address": (0, 1_000_000),
+    "rate_limit_address": (0, 10_000_000),
+    "rate_limit_user": (0, 10_000_000),
     "max_watchers": (1, 10_000_000),
 }
 

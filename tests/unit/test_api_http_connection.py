@@ -591,5 +591,7 @@ class Addresses:
     def __init__(self, *addresses: tuple[str, int]) -> None:
         self.client_addresses = addresses
         self.max_connections = 100
+        self.max_connections_per_address = 0
+        self.rate_limit_address = self.rate_limit_user = 0
         self.auth_token = "simple"
         self.auth_token_ttl = 300

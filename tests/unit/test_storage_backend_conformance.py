@@ -416,3 +416,43 @@ def test_model(kind: str) -> None:
     run_state_machine_as_test(
         model, settings=settings(max_examples=25, stateful_step_count=20, deadline=None)
     )
+
+
+def test_a_twin_goes_its_own_way_until_it_is_adopted(backend: Backend) -> None:
+    with backend.write() as change:
+        for number in range(2_000):
+            change.put(1, b"%06d" % number, bytes(500))
+    with backend.write() as change:
+        for number in range(1_900):
+            change.delete(1, b"%06d" % number)
+    before = backend.file_bytes()
+    twin = backend.pin().twin()
+    with backend.write() as change:
+        change.put(1, b"meanwhile", b"here")
+    with twin.tables.write() as change:
+        change.put(1, b"meanwhile", b"there")
+        change.put(1, b"k" * 1_000, b"long")
+    with backend.read() as reader:
+        assert reader.get(1, b"meanwhile") == b"here"
+    twin.adopt()
+    with backend.read() as reader:
+        assert reader.get(1, b"meanwhile") == b"there" and reader.get(1, b"k" * 1_000) == b"long"
+        assert sum(1 for _ in reader.scan(1, b"", None)) == 102
+    assert backend.file_bytes() <= before + 2_000
+    with backend.write() as change:
+        change.put(1, b"after", b"wards")
+    with backend.read() as reader:
+        assert reader.get(1, b"after") == b"wards"
+
+
+def test_a_twin_that_is_discarded_leaves_the_tables_alone(backend: Backend, tmp_path: Path) -> None:
+    with backend.write() as change:
+        change.put(1, b"k", b"v")
+    twin = backend.pin().twin()
+    with twin.tables.write() as change:
+        change.put(1, b"k", b"other")
+    twin.discard()
+    with backend.read() as reader:
+        assert reader.get(1, b"k") == b"v"
+    assert not any("twin" in path.name for path in tmp_path.rglob("*"))
+    backend.pin().twin().adopt()
