@@ -9,8 +9,8 @@ gave it, which judges the whole effect of each command (`raftkv.machine.access.e
 
 A page of any site can make a browser send a form or a plain-text POST to a loopback address
 without asking (CVE-2018-1098). Two things stop that: a JSON body needs a JSON content type, which
-a browser sends across sites only after a preflight that is never granted, and a write that
-carries an `Origin` must come from the host that it is sent to.
+a browser sends across sites only after a preflight that is not granted, and a write that carries
+an `Origin` must come from the host that it is sent to. `raftkv.api.http.pages` has the exceptions.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from raftkv.api.callers import TOKEN_NEEDED, Caller, KnownCaller, review
+from raftkv.api.http.pages import ANY, Pages
 from raftkv.api.http.refusals import ForeignOrigin, UnsupportedMediaType
 from raftkv.api.login import LoginDesk
 from raftkv.api.tokens import RandomTokens, Tokens, bearer, invalid, make_tokens, wall_ms
@@ -88,11 +89,14 @@ class Gate:
         *,
         tokens: Tokens | None = None,
         passwords: Passwords | None = None,
+        pages: Pages | None = None,
         clock_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self._machine = store.machine
         self._store = store
         self._clock_ms = clock_ms
+        self.pages = pages
+        """What pages of other sites may do; None: nothing that writes."""
         self.tokens = tokens or RandomTokens(store, TOKEN_TTL_SECONDS_DEFAULT)
         self.passwords = passwords or Passwords()
         self.logins = LoginDesk(store, self.passwords, self.tokens, asyncio.get_running_loop().time)
@@ -216,7 +220,10 @@ class Gate:
 def open_gate(store: Store, config: ServerConfig) -> Gate:
     """The gate of a member, as configured. Raises ConfigError."""
     spec = parse_token_spec(config.auth_token)
-    return Gate(store, tokens=make_tokens(store, spec, config.auth_token_ttl))
+    pages = None
+    if config.cors or config.host_whitelist != (ANY,):
+        pages = Pages(config.cors, config.host_whitelist)
+    return Gate(store, tokens=make_tokens(store, spec, config.auth_token_ttl), pages=pages)
 
 
 class _Remembered:

@@ -173,6 +173,24 @@ def split_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
     return members
 
 
+def parse_names(value: object) -> tuple[str, ...]:
+    """Names, or ``*`` for any, from a comma-separated text or a list; in lower case."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise BadValue("must be a list of names")
+    names = (parse_text(item).strip().lower() for item in items)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def parse_origins(value: object) -> tuple[str, ...]:
+    """Origins of web pages (RFC 6454), or ``*`` for any; in lower case."""
+    origins = tuple(origin.rstrip("/") for origin in parse_names(value))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            raise BadValue(f"must hold origins such as https://example.com, not {origin!r}")
+    return origins
+
+
 def parse_auth_token(value: object) -> str:
     """The text of ``--auth-token``; see `raftkv.server.token_spec`."""
     text = parse_text(value)
@@ -406,6 +424,20 @@ class ServerConfig:
         parse_integer,
         "SECONDS",
         "Seconds after which a token that is not used ends.",
+        group="Access",
+    )
+    cors: tuple[str, ...] = _setting(
+        (),
+        parse_origins,
+        "ORIGIN,...",
+        "Web pages that may call this member: of these origins, or * for any.  [default: none]",
+        group="Access",
+    )
+    host_whitelist: tuple[str, ...] = _setting(
+        ("*",),
+        parse_names,
+        "HOST,...",
+        "Host names that HTTP requests in clear text may be for; * for any.",
         group="Access",
     )
     max_connections: int = _setting(

@@ -43,7 +43,7 @@ SUPPORTED_ELSEWHERE: Final = {
     "listen-client-urls", "quota-backend-bytes", "initial-advertise-peer-urls", "initial-cluster",
     "initial-cluster-state", "initial-cluster-token", "advertise-client-urls", "pre-vote",
     "auth-token", "auth-token-ttl", "log-level", "log-format", "snapshot-catchup-entries",
-    "auto-compaction-mode", "auto-compaction-retention",
+    "auto-compaction-mode", "auto-compaction-retention", "cors", "host-whitelist",
 }  # fmt: skip
 """Flags of etcd that are settings of raftkv and in no table below."""
 
@@ -160,8 +160,6 @@ REFUSED: Final[dict[str, str]] = {
     "cipher-suites": "TLS is not there",
     "tls-min-version": "TLS is not there",
     "tls-max-version": "TLS is not there",
-    "cors": "pages of other sites get nothing",
-    "host-whitelist": "every name is answered",
     "enable-pprof": "profile from outside, with py-spy",
     "force-new-cluster": "restore a snapshot: `raftkv snapshot restore`",
 }
