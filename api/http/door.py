@@ -15,7 +15,7 @@ from raftkv.api.gate import Gate
 from raftkv.api.grpc.server import GrpcServer
 from raftkv.api.http import auth, cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
-from raftkv.api.http.exchange import Exchange
+from raftkv.api.http.exchange import TEXT, Exchange
 from raftkv.api.http.openapi import build_openapi
 from raftkv.api.http.router import Route, Router
 from raftkv.api.listener import Listener
@@ -26,6 +26,7 @@ from raftkv.server.store import Store
 log = logging.getLogger(__name__)
 
 GET: Final = b"GET"
+OPTIONS: Final = b"OPTIONS"
 
 
 def all_routes() -> list[Route]:
@@ -62,6 +63,7 @@ class HttpDoor:
         """The other server on this port, for its metrics."""
         self.gate = gate or Gate(store)
         self.loop = asyncio.get_running_loop()
+        self.pages = self.gate.pages
         self.router = Router(all_routes())
         self.counters = metrics.Counters()
         self.listener: Listener | None = None
@@ -89,7 +91,12 @@ class HttpDoor:
             path = request.path
             if not path.startswith(b"/"):
                 path = origin_form(path)
-            if request.method != GET:
+            if self.pages is not None:
+                x.granted = self.pages.grant(request.headers, secure=x.secure)
+                if request.method == OPTIONS:
+                    x.send(b"", TEXT)
+                    return
+            if request.method != GET and not x.granted:
                 Gate.admit(request.method, request.headers)
             if self.gateway is not None and self.gateway.handle(x, path):
                 return
