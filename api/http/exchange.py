@@ -100,6 +100,11 @@ class Exchange:
         """The client's address; empty when it is not known, or the client has gone."""
         return "" if self._connection is None else self._connection.source
 
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        return None if self._connection is None else self._connection.certified
+
     def read_index(self, done: Callable[[RaftkvError | None], None]) -> None:
         """See `Store.read_index`; the call is judged again if the rules changed meanwhile."""
         self.caller.read_index(done, self.needs)

@@ -42,6 +42,7 @@ from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
+from raftkv.server.tls.settings import peer_tls
 from raftkv.server.transport import Transport
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -149,6 +150,7 @@ class Member:
             on_introduction=self._introduce,
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
+            tls=peer_tls(config),
         )
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER

@@ -590,6 +590,7 @@ class Addresses:
 
     def __init__(self, *addresses: tuple[str, int]) -> None:
         self.client_addresses = addresses
+        self.listen_client_urls = [f"http://{host}:{port}" for host, port in addresses]
         self.max_connections = 100
         self.auth_token = "simple"
         self.auth_token_ttl = 300
