@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.errors import ConfigError
-from raftkv.server.tls.identity import import_x509, usual_address
+from raftkv.server.tls.identity import (
+    CLIENT_AUTH,
+    MEMBER_USAGES,
+    SERVER_AUTH,
+    import_x509,
+    usual_address,
+)
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
 CA_DAYS: Final = 3650
 LEAF_DAYS: Final = 365
-CRL_DAYS: Final = 30
+CRL_DAYS: Final = 365
 CLOCK_SKEW: Final = datetime.timedelta(minutes=5)
 """How far the clock of a machine may be behind the one on which a certificate was made."""
 KEY_MODE: Final = 0o600
@@ -299,3 +305,39 @@ def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
+def described(certificate: x509.Certificate) -> dict[str, Any]:
+    """What a certificate says, for people."""
+    module = import_x509()
+    extensions = certificate.extensions
+
+    def extension(kind: Any) -> Any:
+        try:
+            return extensions.get_extension_for_class(kind).value
+        except module.ExtensionNotFound:
+            return None
+
+    constraints = extension(module.BasicConstraints)
+    usages = {usage.dotted_string for usage in extension(module.ExtendedKeyUsage) or ()}
+    names = extension(module.SubjectAlternativeName)
+    if constraints is not None and constraints.ca:
+        role = "ca"
+    elif usages >= MEMBER_USAGES:
+        role = "member"
+    elif CLIENT_AUTH in usages:
+        role = "client"
+    else:
+        role = "server" if SERVER_AUTH in usages else "any"
+    end = certificate.not_valid_after_utc
+    return {
+        "subject": certificate.subject.rfc4514_string(),
+        "issuer": certificate.issuer.rfc4514_string(),
+        "role": role,
+        "hosts": [] if names is None else [str(name.value) for name in names],
+        "serial": f"{certificate.serial_number:x}",
+        "valid_from": certificate.not_valid_before_utc.isoformat(),
+        "valid_until": end.isoformat(),
+        "days_left": (end - _now()).days,
+        "sha256": certificate.fingerprint(_hash()).hex(),
+    }
