@@ -708,9 +708,9 @@ class Transport:
                 self._say_once(f"a dialler from {host} was refused", str(link.error))
 
     def _greet(self, link: PeerLink, kind: int, payload: bytes) -> None:
+        if self._refused(link):
+            return
         if kind == FrameKind.INTRODUCE and self._on_introduction is not None:
-            if self._refused(link):
-                return
             cluster_id, members = self._on_introduction()
             link.send(FrameKind.INTRODUCTION, encode_introduction(cluster_id, members))
             link.hang_up()

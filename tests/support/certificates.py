@@ -50,6 +50,19 @@ class Pki:
         """The files of a client."""
         return self.write(name, self.authority.client(name))
 
+    def flags_of_member(self, name: str) -> list[str]:
+        """Options of `raftkv serve`: mTLS for clients and peers, revocation for both."""
+        files = self.member(name)
+        if not self.crl:
+            self.revoke()
+        return [
+            "--cert-file", files.cert, "--key-file", files.key,
+            "--trusted-ca-file", self.ca, "--client-cert-auth", "--client-crl-file", self.crl,
+            "--peer-cert-file", files.cert, "--peer-key-file", files.key,
+            "--peer-trusted-ca-file", self.ca, "--peer-client-cert-auth",
+            "--peer-crl-file", self.crl,
+        ]  # fmt: skip
+
     def odd(
         self,
         name: str,
