@@ -46,6 +46,7 @@ from raftkv.server.replica import Replica
 from raftkv.server.shrink import PAUSE_SECONDS, Shrink, Shrunk
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
 from raftkv.server.sync_pace import SyncPace
+from raftkv.server.tls.settings import peer_tls
 from raftkv.server.transport import Transport
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -159,6 +160,7 @@ class Member:
             on_introduction=self._introduce,
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
+            tls=peer_tls(config),
         )
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
