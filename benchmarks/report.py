@@ -54,7 +54,10 @@ class Run:
 
 
 HEADINGS = ("Workload", "Aim", "Not below", "Measured", "Spread", "Verdict")
-CELL_HEADINGS = ("Measured", "raftkv", "The better of the others", "Ratio", "Spread", "Loader CPU")
+CELL_HEADINGS = (
+    "Measured", "raftkv", "The better of the others", "Ratio", "Spread", "Server us an answer",
+    "Loader share",
+)  # fmt: skip
 
 
 def row_lines(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
@@ -93,19 +96,20 @@ def cell_lines(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
             f"{side}: {_figure(value, cell.unit)}" for side, value in others.items()
         )  # fmt: skip
         ratio = cell.kind == RATIO
-        loader = [
-            details["loader_cpu"]
-            for rounds in cell.details.values()
-            for details in rounds
-            if details.get("loader_cpu")
-        ]
+        loader = [share for side in cell.details for share in _detail(cell, side, "loader_cpu")]
+        server = [_detail(cell, side, "server_us") for side in (OURS, against)]
         lines.append((
             f"{cell.row}: {cell.label}", ours, theirs or "-",
             f"{compared.value:.2f}x" if ratio else "-",
             f"{compared.low:.2f} to {compared.high:.2f}",
+            " / ".join(f"{median(values):,.0f}" for values in server if values) or "-",
             f"{max(loader):.0%}" if loader else "-",
         ))  # fmt: skip
     return lines
+
+
+def _detail(cell: Cell, side: str, name: str) -> list[float]:
+    return [rounds[name] for rounds in cell.details.get(side, []) if name in rounds]
 
 
 def _figure(value: float, unit: str) -> str:

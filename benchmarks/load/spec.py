@@ -100,15 +100,20 @@ class Tally:
     """Counts while a load runs."""
 
     def __init__(self, spec: Spec, started: float) -> None:
-        self.started = started
-        self.counts_from = started + spec.warmup_seconds
-        self.counts_until = math.inf if spec.count else self.counts_from + spec.seconds
+        self._spec = spec
+        self.begin(started)
         self.done = 0
         self.taken: array[float] = array("d")
         self.errors: Counter[str] = Counter()
         self._step = spec.series_seconds
         self._series: dict[int, list[float]] = {}
-        self._last, self._gap = started, 0.0
+        self._gap = 0.0
+
+    def begin(self, started: float) -> None:
+        """Set the clock, once everything is ready."""
+        self.started = self._last = started
+        self.counts_from = started + self._spec.warmup_seconds
+        self.counts_until = math.inf if self._spec.count else self.counts_from + self._spec.seconds
 
     def right(self, began: float, now: float) -> None:
         """A right answer came."""

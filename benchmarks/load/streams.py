@@ -164,12 +164,16 @@ class KeepAlives:
 
 def keep_alive_load(spec: Spec) -> Outcome:
     """Renew `keys` leases, which are there already, as fast as goes."""
-    started = time.perf_counter()
-    tally, cpu = Tally(spec, started), time.process_time()
+    tally = Tally(spec, time.perf_counter())
     loop, wires = KeepAlives(spec, tally), Wires()
     try:
-        for number in range(spec.connections):
-            connection = wires.add(spec.addresses[number % len(spec.addresses)], loop)
+        connections = [
+            wires.add(spec.addresses[number % len(spec.addresses)], loop)
+            for number in range(spec.connections)
+        ]
+        cpu = time.process_time()
+        tally.begin(time.perf_counter())
+        for connection in connections:
             for _ in range(spec.streams):
                 loop.open(connection, spec.depth)
         wires.flush()

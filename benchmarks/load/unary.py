@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -73,17 +74,16 @@ def unary_load(spec: Spec) -> Outcome:
     """Run a load of unary calls."""
     jobs = jobs_of(spec)
     first = [job for _ in range(spec.connections * spec.streams) if (job := next(jobs, None))]
-    started = time.perf_counter()
-    tally, cpu = Tally(spec, started), time.process_time()
-
-    def all_jobs() -> Iterator[Job]:
-        yield from first
-        yield from jobs
-
-    loop, wires = ClosedLoop(all_jobs(), tally), Wires()
+    tally = Tally(spec, time.perf_counter())
+    loop, wires = ClosedLoop(itertools.chain(first, jobs), tally), Wires()
     try:
-        for number in range(spec.connections):
-            connection = wires.add(spec.addresses[number % len(spec.addresses)], loop)
+        connections = [
+            wires.add(spec.addresses[number % len(spec.addresses)], loop)
+            for number in range(spec.connections)
+        ]
+        cpu = time.process_time()
+        tally.begin(time.perf_counter())
+        for connection in connections:
             for _ in range(spec.streams):
                 loop.next(connection)
         wires.flush()

@@ -51,6 +51,7 @@ class Wires:
         wire = Wire(address, listener)
         self._wires[wire.socket.fileno()] = wire
         self._epoll.register(wire.socket, select.EPOLLIN)
+        wire.write()  # greetings are over before anything is measured
         return wire.connection
 
     def flush(self) -> None:

@@ -171,7 +171,7 @@ class Server:
     def cpu_seconds(self) -> float:
         """Processor time that the process has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def log_tail(self) -> str:
         """The last that it said."""
@@ -211,6 +211,10 @@ class Cluster:
     def addresses(self) -> tuple[str, ...]:
         """Of all members."""
         return tuple(server.address for server in self.servers)
+
+    def cpu_seconds(self) -> float:
+        """Processor time of all processes."""
+        return sum(server.cpu_seconds() for server in self.servers)
 
     def wait_ready(self, server: Server, seconds: float = START_SECONDS) -> float:
         """Wait for a linearizable answer; when it came, by the monotonic clock."""

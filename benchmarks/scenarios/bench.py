@@ -74,7 +74,10 @@ class Bench:
         cell = self.cells.setdefault(key, Cell(key, unit, better, kind))
         cell.values.setdefault(side, []).append(value)
         if outcome is not None:
-            details |= outcome.latency_ms | {"loader_cpu": outcome.cpu_share}
+            details |= outcome.latency_ms
+        if outcome is not None and outcome.cpu_share:
+            answers = max(outcome.done, outcome.measured)
+            details |= {"loader_cpu": outcome.cpu_share, "answers": answers}
         cell.details.setdefault(side, []).append(details)
 
     def say(self, text: str) -> None:
@@ -122,12 +125,21 @@ class Bench:
         try:
             for _ in range(self.settings.rounds):
                 for cluster in clusters:
+                    before = cluster.cpu_seconds()
                     once(cluster)
+                    self._server_cpu(key, cluster, cluster.cpu_seconds() - before)
                     time.sleep(0.05)
         except BadRun as error:
             self.failures.append(f"{key}: {error}")
             self.cells.pop(key, None)
             self.say(f"    {error}")
+
+    def _server_cpu(self, key: str, cluster: Cluster, used_seconds: float) -> None:
+        """Processor time of all members an answer: what a busy machine disturbs the least."""
+        cell = self.cells[key]
+        details = cell.details[self.side(cluster.kind)][-1]
+        if cell.kind == RATIO and "answers" in details:
+            details["server_us"] = used_seconds / details["answers"] * 1e6
 
 
 def written(cluster: Cluster, load: Callable[[], Outcome], under_way: int = 0) -> Outcome:

@@ -134,14 +134,11 @@ def _measure(
 ) -> None:  # fmt: skip
     def once(cluster: Cluster) -> None:
         addresses = where(cluster)
-        used = sum(server.cpu_seconds() for server in cluster.servers)
         outcome = measure.run(bench, cluster, addresses)
-        used = sum(server.cpu_seconds() for server in cluster.servers) - used
         value = outcome.latency_ms[measure.latency] if measure.latency else outcome.rate
         bench.note(
             measure.key, bench.side(cluster.kind), value, "ms" if measure.latency else "1/s",
             better="lower" if measure.latency else "higher", outcome=outcome,
-            server_us=used / outcome.done * 1e6,
         )  # fmt: skip
 
     bench.rounds(measure.key, clusters, once)

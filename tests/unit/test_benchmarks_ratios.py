@@ -109,12 +109,15 @@ def test_a_row_of_many_cells_is_told_by_worst_and_median() -> None:
     assert line[3] == "1.00x, median 1.20x of 5"
 
 
-def test_each_measurement_is_told_with_the_loaders_share() -> None:
+def test_each_measurement_is_told_with_what_servers_and_loader_used() -> None:
     one = cell("put/64", ours=[30_000], v3=[10_000])
-    one.details = {OURS: [{"loader_cpu": 0.25, "p50": 1.0}], "etcd 3": [{"loader_cpu": 0.5}]}
-    assert cell_lines([one]) == [
-        ("put: 64", "30,000 1/s", "etcd 3: 10,000 1/s", "3.00x", "3.00 to 3.00", "50%")
-    ]
+    one.details = {
+        OURS: [{"loader_cpu": 0.25, "server_us": 30.0}, {"server_us": 40.0}],
+        "etcd 3": [{"loader_cpu": 0.5, "server_us": 1234.0}],
+    }
+    assert cell_lines([one]) == [(
+        "put: 64", "30,000 1/s", "etcd 3: 10,000 1/s", "3.00x", "3.00 to 3.00", "35 / 1,234", "50%",
+    )]  # fmt: skip
 
 
 def test_a_run_comes_back_from_its_file(tmp_path: Path) -> None:
