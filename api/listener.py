@@ -131,7 +131,7 @@ class Listener:
         return TlsStream(self.handshakes, self.tls, self._agreed)
 
     def _agreed(self, stream: TlsStream) -> asyncio.BaseProtocol:
-        """What speaks on a connection whose handshake is over: the first bytes tell, as ever."""
+        """What speaks on a connection whose handshake is over."""
         return _Sniffer(self)
 
     @property
@@ -229,7 +229,7 @@ class Listener:
 
 
 class _Sniffer(asyncio.Protocol):
-    """Waits for the bytes that tell HTTP/2 from HTTP/1.1, then hands the socket over."""
+    """Hands the socket over to HTTP/2 or HTTP/1.1: by what TLS agreed on, or by the first bytes."""
 
     __slots__ = ("_listener", "_seen", "_since", "_transport")
 
@@ -249,6 +249,8 @@ class _Sniffer(asyncio.Protocol):
             self._transport.abort()  # type: ignore[union-attr]
             return
         listener.joined(self, address)
+        if transport.get_extra_info("alpn") == "h2":
+            self._hand_over(listener.http2, b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -275,7 +277,8 @@ class _Sniffer(asyncio.Protocol):
         self._listener.handed_over(self, connection)
         transport.set_protocol(connection)  # type: ignore[arg-type]
         connection.connection_made(transport)
-        connection.data_received(seen)
+        if seen:
+            connection.data_received(seen)
 
     def flush(self) -> None:
         """Nothing is written before the protocol is known."""
