@@ -83,12 +83,27 @@ LEARNERS_MAX: Final = 8
 # Files.
 WAL_SEGMENT_BYTES: Final = 64 * MIB
 WAL_RECORD_BYTES_MAX: Final = 16 * MIB
+WAL_SHORT_BYTES: Final = 256 * KIB
 SNAPSHOT_CHUNK_BYTES: Final = 256 * KIB
 SNAPSHOT_MIN_LOG_BYTES: Final = 64 * MIB
+
+# Space, as shares of --quota-backend-bytes. Near the end of it a member takes on at most one part
+# in SPACE_SLOW_SHARE of its share of what is left at a time.
 QUOTA_BYTES_DEFAULT: Final = 8 * GIB
+SPACE_LOW_AT: Final = 0.8
+SPACE_LOW_UNTIL: Final = 0.75
+SPACE_FREE_AT: Final = 0.95
+SPACE_SLOW_SHARE: Final = 4
+
+# Automatic compaction (etcd: every 5 min by revisions, ten samples a period by age).
+AUTO_COMPACTION_SECONDS: Final = 300
+AUTO_COMPACTION_SAMPLES: Final = 10
+AUTO_COMPACTION_SAMPLE_SECONDS_MAX: Final = 3600
+AUTO_COMPACTION_RETENTION_SECONDS_MAX: Final = 10 * 365 * 24 * 3600
 
 # Peers.
 PEER_FRAME_BYTES_MAX: Final = 32 * MIB
+PEER_SHELL_FRAME_BYTES_MAX: Final = 4 * MIB
 PEER_QUEUE_BYTES_MAX: Final = 128 * MIB
 PEER_WRITE_BUFFER_BYTES: Final = 4 * MIB
 PEER_HELLO_BYTES_MAX: Final = 1 * KIB
@@ -188,6 +203,7 @@ check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a p
 check(WAL_RECORD_BYTES_MAX * 2 <= WAL_SEGMENT_BYTES, "a segment must hold several records")
 check(APPEND_BYTES_MAX <= INFLIGHT_BYTES_MAX, "an append must fit into the in-flight window")
 check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the uncommitted cap")
+check(SPACE_LOW_UNTIL < SPACE_LOW_AT < SPACE_FREE_AT < 1, "a warning comes before an alarm")
 check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
 check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")

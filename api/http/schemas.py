@@ -343,6 +343,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "hash_index": WHOLE,
             "db_bytes": WHOLE,
             "db_used_bytes": WHOLE,
+            "quota_bytes": WHOLE,
+            "space_low": FLAG,
             "wal_bytes": WHOLE,
             "keys": WHOLE,
             "leases": WHOLE,

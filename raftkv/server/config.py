@@ -22,7 +22,8 @@ from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 from raftkv import limits
-from raftkv.errors import ConfigError
+from raftkv.errors import ConfigError, InvalidRequest
+from raftkv.server.auto_compaction import Retention, parse_retention
 from raftkv.server.tls.settings import check_tls
 from raftkv.server.token_spec import parse_token_spec
 
@@ -81,6 +82,11 @@ def parse_integer(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value.strip()):
         return int(value)
     raise BadValue(f"must be a whole number, not {value!r}")
+
+
+def parse_number_or_text(value: object) -> str:
+    """A line of text, or a whole number as its digits."""
+    return str(value) if type(value) is int else parse_text(value)
 
 
 def parse_size(value: object) -> int:
@@ -381,6 +387,19 @@ class ServerConfig:
         "Most bytes of data; past it only deletes and compaction pass.",
         group="Storage",
     )
+    auto_compaction_mode: str = _choice(
+        "periodic",
+        ("periodic", "revision"),
+        "Whether history is kept for a time, or for a number of revisions.",
+        group="Storage",
+    )
+    auto_compaction_retention: str = _setting(
+        "0",
+        parse_number_or_text,
+        "TIME|N",
+        "History that is kept: hours or a time such as 30m, or revisions; 0 keeps all.",
+        group="Storage",
+    )
     auth_token: str = _setting(
         "simple",
         parse_auth_token,
@@ -472,6 +491,11 @@ class ServerConfig:
                     self, setting.name, _parsed(setting, value, where=setting.flag, path=None)
                 )
         _check_config(self)
+
+    @property
+    def retention(self) -> Retention:
+        """History that automatic compaction leaves."""
+        return parse_retention(self.auto_compaction_mode, self.auto_compaction_retention)
 
     @property
     def data_directory(self) -> Path:
@@ -651,6 +675,10 @@ def _check_config(config: ServerConfig) -> None:
             f"({config.election_timeout} ms) must be at least 5 times --heartbeat-interval "
             f"({config.heartbeat_interval} ms), so that one lost heartbeat elects nobody",
         )
+    try:
+        parse_retention(config.auto_compaction_mode, config.auto_compaction_retention)
+    except InvalidRequest as error:
+        _reject("auto_compaction_retention", str(error))
     for client in config.client_addresses:
         if client[1] and client in config.peer_addresses:
             _reject("listen_peer_urls", f"and --listen-client-urls both use port {client[1]}")

@@ -41,7 +41,7 @@ def encode_introduction(cluster_id: int, members: Sequence[Sequence[Any]]) -> by
 def decode_introduction(payload: bytes) -> tuple[int, list[Introduced]]:
     """Cluster id and members. Raises PeerError."""
     try:
-        cluster_id, rows = unpack(payload)
+        cluster_id, rows = unpack(payload, maps=False)
         members = [(number, name, urls, started) for number, name, urls, started in rows]
     except (ValueError, TypeError):
         raise PeerError("an introduction that cannot be read") from None

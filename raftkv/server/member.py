@@ -42,6 +42,7 @@ from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
+from raftkv.server.sync_pace import SyncPace
 from raftkv.server.tls.settings import peer_tls
 from raftkv.server.transport import Transport
 from raftkv.server.upkeep import (
@@ -97,6 +98,7 @@ class Member:
             opened.wal,
             loop,
             self.stats,
+            SyncPace(),
             on_written=self._on_written,
             on_failed=self._on_failed,
             on_full=self._on_full,
@@ -133,6 +135,7 @@ class Member:
                 quota_bytes=config.quota_backend_bytes,
                 snapshot_log_bytes=config.snapshot_log_bytes,
                 snapshot_catchup_entries=config.snapshot_catchup_entries,
+                retention=config.retention,
             ),
             self.replica,
             opened,
@@ -181,7 +184,8 @@ class Member:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.replica.close()
         await self.transport.close()
-        await self._loop.run_in_executor(None, self._append.close)
+        self._append.end()
+        await self._loop.run_in_executor(None, self._append.join)
         await self._loop.run_in_executor(None, self._copier.shutdown)
         self._opened.close(clean=not self.ended.done())
         if not self.ended.done():
@@ -256,6 +260,7 @@ class Member:
             "db_bytes": opened.backend.file_bytes(),
             "db_used_bytes": opened.backend.used_bytes(),
             "quota_bytes": self.config.quota_backend_bytes,
+            "space_low": self._upkeep.space.low,
             "wal_bytes": opened.wal.disk_bytes,
             "snapshot_index": self._upkeep.snapshot_index,
             "pending": self.replica.pending.commands,

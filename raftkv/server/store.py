@@ -82,6 +82,8 @@ class StoreStats:
     snapshots_sent: int = 0
     hash_checks: int = 0
     stalls: int = 0
+    batches_held_back: int = 0
+    auto_compactions: int = 0
 
 
 class Store(Protocol):
