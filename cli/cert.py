@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from raftkv.cli.lazy import Lazy, LazyGroup
-from raftkv.cli.output import Output, choose_format
+from raftkv.cli.output import FORMATS, Output, choose_format
 from raftkv.cli.session import guarded
 
 COMMANDS = {
@@ -57,7 +57,7 @@ directory = click.option(
     show_default=True, metavar="PATH", help="Where the files are.",
 )  # fmt: skip
 output_format = click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), help="How to print."
+    "-o", "--output", envvar="RAFTKV_OUTPUT", type=click.Choice(FORMATS), help="How to print."
 )
 
 
@@ -147,7 +147,8 @@ def show(path: Path, output: str | None) -> None:
             lines.append(f"{name:<{width}}  {told}")
         return "\n".join(lines)
 
-    Output(choose_format(output)).one(shown, text)
+    outer = click.get_current_context().find_root().obj or {}
+    Output(choose_format(output or outer.get("output"))).one(shown, text)
 
 
 def _issue(folder: Path, name: str, force: bool, issue: Callable[[Any], Any]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,7 +28,7 @@ def pki(tmp_path: Path) -> Pki:
     return Pki(tmp_path / "pki")
 
 
-def client(cluster: Cluster, files: TlsFiles, **more: object) -> AsyncClient:
+def client(cluster: Cluster, files: TlsFiles, **more: Any) -> AsyncClient:
     return AsyncClient(cluster.urls, cacert=files.ca, cert=files.cert, key=files.key, **more)
 
 
@@ -95,7 +96,8 @@ async def test_it_serves_loses_its_leader_and_goes_on(tmp_path: Path, pki: Pki) 
             await made.progress()
         async with client(cluster, alice) as reader:
             for number in made.written:
-                assert (await reader.get(f"app/{number}")).text == str(number)
+                record = await reader.get(f"app/{number}")
+                assert record is not None and record.text == str(number)
         await cluster.equal_hashes()
         added = await cluster.add(learner=True)
         await cluster.ready_or_learner(added)

@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from raftkv.errors import PeerError
-from raftkv.server.tls import files as tls_files
+from raftkv.limits import TLS_RELOAD_SECONDS
 from raftkv.server.tls.files import ContextSource, TlsPolicy
 from raftkv.server.tls.settings import ClientSide, PeerSide
 from raftkv.server.tls.stream import HandshakeDesk, TlsStream, connect
@@ -268,11 +268,12 @@ def test_a_reader_that_is_slow_stops_the_writer(run: Run, pki: Pki) -> None:
     async def scenario() -> None:
         async with Served(plain(pki), echo=False) as served:
             reader, writer = await served.open(pki.connecting())
+            slow: Any = writer.transport
             writer.write(b"x")
             await until(lambda: served.above and served.above[0].got)
             above = served.above[0]
             above.transport.set_write_buffer_limits(high=65536)
-            writer.transport.pause_reading()
+            slow.pause_reading()
             sent = 0
             while not above.paused:
                 above.transport.write(bytes(65536))
@@ -280,7 +281,7 @@ def test_a_reader_that_is_slow_stops_the_writer(run: Run, pki: Pki) -> None:
                 await asyncio.sleep(0)
                 assert sent < 64 << 20, "the mark was never reached"
             assert above.transport.get_write_buffer_size() >= 65536
-            writer.transport.resume_reading()
+            slow.resume_reading()
             assert len(await reader.readexactly(sent)) == sent
             above.transport.pause_reading()
             writer.write(bytes(1 << 20))
@@ -425,31 +426,31 @@ def test_new_files_count_for_the_next_handshake(
     files = pki.member("server")
     source = ContextSource(files, TlsPolicy(), server_side=True, mutual=True, clock=clock)
     first = source.context()
-    clock.now += tls_files.TLS_RELOAD_SECONDS
+    clock.now += TLS_RELOAD_SECONDS
     assert source.context() is first, "nothing changed"
     pki.member("server")
     assert source.context() is first, "looked at a moment ago"
-    clock.now += tls_files.TLS_RELOAD_SECONDS
+    clock.now += TLS_RELOAD_SECONDS
     second = source.context()
     assert second is not first
 
     other = pki.member("other")
     Path(files.cert).write_bytes(Path(other.cert).read_bytes())
-    clock.now += tls_files.TLS_RELOAD_SECONDS
+    clock.now += TLS_RELOAD_SECONDS
     assert source.context() is second and "the old ones stay in use" in caplog.text
     Path(files.key).unlink()
-    clock.now += tls_files.TLS_RELOAD_SECONDS
+    clock.now += TLS_RELOAD_SECONDS
     assert source.context() is second
     Path(files.key).write_bytes(Path(other.key).read_bytes())
-    clock.now += tls_files.TLS_RELOAD_SECONDS
+    clock.now += TLS_RELOAD_SECONDS
     third = source.context()
     assert third is not second
 
     Path(files.ca).write_bytes(b"not a certificate")
-    clock.now += tls_files.TLS_RELOAD_SECONDS
+    clock.now += TLS_RELOAD_SECONDS
     assert source.context() is third
     Path(files.ca).write_bytes(Path(Pki(tmp_path / "new").ca).read_bytes())
-    clock.now += tls_files.TLS_RELOAD_SECONDS
+    clock.now += TLS_RELOAD_SECONDS
     fourth = source.context()
     assert len(fourth.get_ca_certs()) == 1, "what is not in the file any more is not believed"
 
@@ -470,7 +471,7 @@ def test_revocation_and_a_new_ca_count_without_a_restart(
             context = pki.connecting(alice)
             old, traffic = await served.open(context)
             pki.revoke(alice)
-            clock.now += tls_files.TLS_RELOAD_SECONDS
+            clock.now += TLS_RELOAD_SECONDS
             with pytest.raises((OSError, asyncio.IncompleteReadError)):
                 reader, writer = await served.open(context)
                 writer.write(b"?")
