@@ -73,12 +73,17 @@ class Listener:
         on_drain: Callable[[], None] | None = None,
         on_closed: Callable[[], None] | None = None,
         connections_max: int = CONNECTIONS_MAX,
+        connections_per_address_max: int = 0,
     ) -> None:
         self.http1 = http1
         self.http2 = http2
         self.connections: set[Connection] = set()
         self.connections_max = connections_max
+        self.connections_per_address_max = connections_per_address_max
+        """0: as many as all together."""
         self.connections_refused = 0
+        self._by_address: dict[str, int] = {}
+        self._address_of: dict[Connection, str] = {}
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         """Seconds on the loop's clock, refreshed by the sweep: precise enough for deadlines."""
@@ -126,15 +131,8 @@ class Listener:
         return TlsStream(self.handshakes, self.tls, self._agreed)
 
     def _agreed(self, stream: TlsStream) -> asyncio.BaseProtocol:
-        """What speaks on a connection whose handshake is over."""
-        if stream.get_extra_info("alpn") == "h2" and self.http2 is not None and self.has_room:
-            return self.http2(self)  # type: ignore[return-value]
+        """What speaks on a connection whose handshake is over: the first bytes tell, as ever."""
         return _Sniffer(self)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more connection may be served."""
-        return len(self.connections) < self.connections_max and not self._closed
 
     @property
     def port(self) -> int:
@@ -147,6 +145,36 @@ class Listener:
         if self._server is None:
             return []
         return [sock.getsockname()[:2] for sock in self._server.sockets]
+
+    def admits(self, address: str) -> bool:
+        """Whether there may be one more connection, from there."""
+        most = self.connections_per_address_max
+        return (
+            not self._closed
+            and len(self.connections) < self.connections_max
+            and not (most and self._by_address.get(address, 0) >= most)
+        )
+
+    def joined(self, connection: Connection, address: str) -> None:
+        """A connection was accepted."""
+        self.connections.add(connection)
+        self._address_of[connection] = address
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+
+    def handed_over(self, old: Connection, new: Connection) -> None:
+        """What was `old` goes on as `new`."""
+        self.connections.discard(old)
+        self.connections.add(new)
+        self._address_of[new] = self._address_of.pop(old)
+
+    def left(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        address = self._address_of.pop(connection, None)
+        if address is not None:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
 
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush()` called once this turn's callbacks have run."""
@@ -214,15 +242,17 @@ class _Sniffer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         listener = self._listener
-        if not listener.has_room:
+        name = transport.get_extra_info("peername")
+        address = str(name[0]) if isinstance(name, tuple) and name else ""
+        if not listener.admits(address):
             listener.connections_refused += 1
             self._transport.abort()  # type: ignore[union-attr]
             return
-        listener.connections.add(self)
+        listener.joined(self, address)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._listener.connections.discard(self)
+        self._listener.left(self)
 
     def data_received(self, data: bytes) -> None:
         seen = self._seen + data if self._seen else data
@@ -241,8 +271,8 @@ class _Sniffer(asyncio.Protocol):
         if factory is None:
             transport.close()  # a protocol that is not served here
             return
-        self._listener.connections.discard(self)
         connection = factory(self._listener)
+        self._listener.handed_over(self, connection)
         transport.set_protocol(connection)  # type: ignore[arg-type]
         connection.connection_made(transport)
         connection.data_received(seen)
@@ -294,6 +324,7 @@ async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
                     tls=tls if url.startswith("https://") else None,
                     gate=gate,
                     connections_max=config.max_connections,
+                    connections_per_address_max=config.max_connections_per_address,
                 )
             )
     except ConfigError:

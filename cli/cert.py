@@ -23,7 +23,7 @@ COMMANDS = {
 
 @click.group(cls=LazyGroup, lazy=COMMANDS)
 def cert() -> None:
-    """Make certificates for TLS, if you have no CA of your own.
+    """Make certificates for TLS.
 
     \b
       raftkv cert ca

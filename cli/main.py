@@ -29,6 +29,11 @@ COMMANDS = {
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
     "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
     "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
+    "shrink": Lazy(
+        "raftkv.cli.shrink:shrink",
+        "Give free space back to the members' disks.",
+        "Cluster",
+    ),
     "snapshot": Lazy(
         "raftkv.cli.snapshot:snapshot", "Save, check and restore the whole store.", "Cluster"
     ),

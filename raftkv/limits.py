@@ -94,6 +94,7 @@ SPACE_LOW_AT: Final = 0.8
 SPACE_LOW_UNTIL: Final = 0.75
 SPACE_FREE_AT: Final = 0.95
 SPACE_SLOW_SHARE: Final = 4
+SHRINK_CATCH_UP_SECONDS: Final = 120
 
 # Automatic compaction (etcd: every 5 min by revisions, ten samples a period by age).
 AUTO_COMPACTION_SECONDS: Final = 300
@@ -122,6 +123,8 @@ SNAPSHOT_ATTEMPTS_MAX: Final = 6
 
 # Doors.
 CONNECTIONS_MAX: Final = 20_000
+RATE_BURST_SECONDS: Final = 2
+RATE_CLIENTS_MAX: Final = 10_000
 HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
 HTTP_TARGET_BYTES_MAX: Final = 200 * KIB

@@ -218,6 +218,8 @@ class Rpcs:
         if call.meta("hasleader") == "true" and "no_leader" in self.store.health():
             raise answers.NO_LEADER.fault()
         gate = self.gate
+        if gate.pace is not None:
+            gate.pace.of_address(call.source)
         if not gate.enabled:
             return gate.anyone
         guard, token = GUARDS.get(path), _token(call)

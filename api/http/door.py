@@ -14,7 +14,7 @@ from raftkv.api.gate import Gate
 from raftkv.api.grpc.server import GrpcServer
 from raftkv.api.http import auth, cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
-from raftkv.api.http.exchange import Exchange
+from raftkv.api.http.exchange import TEXT, Exchange
 from raftkv.api.http.openapi import build_openapi
 from raftkv.api.http.router import Route, Router
 from raftkv.api.listener import Listener
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GET: Final = b"GET"
+OPTIONS: Final = b"OPTIONS"
 
 
 def all_routes() -> list[Route]:
@@ -64,6 +65,7 @@ class HttpDoor:
         """The other server on this port, for its metrics."""
         self.gate = gate or Gate(store)
         self.loop = asyncio.get_running_loop()
+        self.pages = self.gate.pages
         self.router = Router(all_routes())
         self.counters = metrics.Counters()
         self.listener: Listener | None = None
@@ -91,10 +93,17 @@ class HttpDoor:
             path = request.path
             if not path.startswith(b"/"):
                 path = origin_form(path)
-            if request.method != GET:
+            if self.pages is not None:
+                x.granted = self.pages.grant(request.headers, secure=x.secure)
+                if request.method == OPTIONS:
+                    x.send(b"", TEXT)
+                    return
+            if request.method != GET and not x.granted:
                 Gate.admit(request.method, request.headers)
             if self.gateway is not None and self.gateway.handle(x, path):
                 return
+            if self.gate.pace is not None:
+                self.gate.pace.of_address(x.source)
             route, x.places = self.router.find(request.method, path)
             x.route = route
             x.query = route.read_query(request.query)
@@ -186,6 +195,7 @@ async def start_http(
     reuse_port: bool = False,
     gate: Gate | None = None,
     connections_max: int = CONNECTIONS_MAX,
+    connections_per_address_max: int = 0,
 ) -> Listener:
     """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`), to HTTP/1.1 and to
     the gRPC clients of etcd's API.
@@ -212,6 +222,7 @@ async def start_http(
         on_drain=drain,
         on_closed=etcd.close,
         connections_max=connections_max,
+        connections_per_address_max=connections_per_address_max,
     )
     door.listener = listener
     return await listener.open(host, port, tls=tls, reuse_port=reuse_port)

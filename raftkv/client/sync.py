@@ -258,6 +258,7 @@ class SyncCluster(_Group[Cluster]):
     promote_member = _blocking(Cluster.promote_member)
     transfer_leader = _blocking(Cluster.transfer_leader)
     compact = _blocking(Cluster.compact)
+    shrink = _blocking(Cluster.shrink)
     save_snapshot = _blocking(Cluster.save_snapshot)
 
 

@@ -6,7 +6,8 @@ field's name: the flag ``--data-dir``, the variable ``RAFTKV_DATA_DIR`` and the 
 file and default that has it. The command line builds its options from `SETTINGS`, so a default
 or a sentence of help is written once.
 
-Flags mean what they mean in etcd wherever etcd has one of that name.
+Flags mean what they mean in etcd wherever etcd has one of that name, and are then taken from
+etcd's variable (``ETCD_DATA_DIR``), too; see `raftkv.server.etcd_flags`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 
 from raftkv import limits
 from raftkv.errors import ConfigError, InvalidRequest
+from raftkv.server import etcd_flags
 from raftkv.server.auto_compaction import Retention, parse_retention
 from raftkv.server.tls.settings import check_tls
 from raftkv.server.token_spec import parse_token_spec
@@ -101,12 +103,12 @@ def parse_size(value: object) -> int:
 
 
 def parse_duration_ms(value: object) -> int:
-    """Milliseconds: an integer, or text such as ``100ms`` or ``2s``."""
+    """Milliseconds: an integer, or text such as ``100ms``, ``2s`` or ``1h30m``."""
     if isinstance(value, str):
-        found = re.fullmatch(r"([0-9]{1,12})\s*(ms|s|m|h)?", value.strip())
-        if found is None:
+        parts = re.findall(r"([0-9]{1,12})\s*(ms|s|m|h|\Z)", value.strip())
+        if not re.fullmatch(r"[0-9]{1,12}|([0-9]{1,12}\s*(ms|s|m|h))+", value.strip()):
             raise BadValue(f"must be milliseconds such as 100, 100ms or 2s, not {value!r}")
-        return int(found[1]) * _DURATION_MS[found[2] or ""]
+        return sum(int(number) * _DURATION_MS[unit] for number, unit in parts)
     return parse_integer(value)
 
 
@@ -181,6 +183,24 @@ def split_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
     return members
 
 
+def parse_names(value: object) -> tuple[str, ...]:
+    """Names, or ``*`` for any, from a comma-separated text or a list; in lower case."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise BadValue("must be a list of names")
+    names = (parse_text(item).strip().lower() for item in items)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def parse_origins(value: object) -> tuple[str, ...]:
+    """Origins of web pages (RFC 6454), or ``*`` for any; in lower case."""
+    origins = tuple(origin.rstrip("/") for origin in parse_names(value))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            raise BadValue(f"must hold origins such as https://example.com, not {origin!r}")
+    return origins
+
+
 def parse_auth_token(value: object) -> str:
     """The text of ``--auth-token``; see `raftkv.server.token_spec`."""
     text = parse_text(value)
@@ -191,13 +211,20 @@ def parse_auth_token(value: object) -> str:
     return text
 
 
+ETCD_WORDS: Final = {"warn": "warning", "dpanic": "error", "panic": "error", "fatal": "error",
+                     "console": "text"}  # fmt: skip
+"""What etcd calls choices of ours. It has levels above error, at which nothing here is logged."""
+
+
 def one_of(*choices: str) -> Parser:
-    """A parser of one word out of `choices`."""
+    """A parser of one word out of `choices`, or of etcd's word for one of them."""
 
     def parse(value: object) -> str:
-        if not isinstance(value, str) or value.strip().lower() not in choices:
+        word = value.strip().lower() if isinstance(value, str) else ""
+        choice = word if word in choices else ETCD_WORDS.get(word, "")
+        if choice not in choices:
             raise BadValue(f"must be one of {', '.join(choices)}, not {value!r}")
-        return value.strip().lower()
+        return choice
 
     return parse
 
@@ -230,6 +257,12 @@ class Setting:
     def variable(self) -> str:
         """The environment variable, for example ``RAFTKV_DATA_DIR``."""
         return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """All variables that it may be given in, those that win first: ours, then etcd's."""
+        etcd = (etcd_flags.variable_of(name) for name in etcd_flags.names_of(self.key))
+        return (self.variable, *etcd)
 
 
 def _setting(
@@ -415,6 +448,20 @@ class ServerConfig:
         "Seconds after which a token that is not used ends.",
         group="Access",
     )
+    cors: tuple[str, ...] = _setting(
+        (),
+        parse_origins,
+        "ORIGIN,...",
+        "Web pages that may call this member: of these origins, or * for any.  [default: none]",
+        group="Access",
+    )
+    host_whitelist: tuple[str, ...] = _setting(
+        ("*",),
+        parse_names,
+        "HOST,...",
+        "Host names that HTTP requests in clear text may be for; * for any.",
+        group="Access",
+    )
     allow_insecure: bool = _switch(
         "Listen on other addresses than loopback without TLS.", group="Access"
     )
@@ -455,6 +502,27 @@ class ServerConfig:
         parse_integer,
         "N",
         "Most client connections at a time.",
+        group="Limits",
+    )
+    max_connections_per_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most client connections at a time from one address; 0: as many as all together.",
+        group="Limits",
+    )
+    rate_limit_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second from one client address; 0: any number.",
+        group="Limits",
+    )
+    rate_limit_user: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second of one user; 0: any number.",
         group="Limits",
     )
     max_watchers: int = _setting(
@@ -568,6 +636,7 @@ def load_config(
 ) -> ServerConfig:
     """The configuration out of flags, environment and TOML file, in that order of precedence.
 
+    A setting that etcd has, too, is also taken from etcd's variable when ours is not set.
     `flags` holds the settings given on the command line by field name; a value of None counts as
     not given. `config_file` falls back to the variable ``RAFTKV_CONFIG_FILE``.
 
@@ -581,8 +650,8 @@ def load_config(
     for setting in SETTINGS:
         if (flags or {}).get(setting.name) is not None:
             given, where = (flags or {})[setting.name], setting.flag
-        elif environment.get(setting.variable):
-            given, where = environment[setting.variable], setting.variable
+        elif found := [name for name in setting.variables if environment.get(name)]:
+            given, where = environment[found[0]], found[0]
         elif setting.name in from_file:
             given, where = from_file[setting.name], f"{setting.key} in {path}"
         else:
@@ -655,6 +724,9 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
     "max_connections": (1, 1_000_000),
+    "max_connections_per_address": (0, 1_000_000),
+    "rate_limit_address": (0, 10_000_000),
+    "rate_limit_user": (0, 10_000_000),
     "max_watchers": (1, 10_000_000),
 }
 
