@@ -1,9 +1,9 @@
 """One port for every protocol: the first bytes of a connection tell which one it speaks.
 
 A connection that opens with the HTTP/2 preface (RFC 9113, section 3.4) goes to the HTTP/2 factory
-when there is one; every other goes to HTTP/1.1. Over TLS a client may say so beforehand (ALPN,
-RFC 7301), and who does not is sniffed as well. The listener owns what all connections share: the
-registry, the flush at the end of a turn, one coarse clock with one sweep, and the drain.
+when there is one; every other goes to HTTP/1.1. So it is over TLS, whatever was
+agreed on beforehand (ALPN, RFC 7301). The listener owns what all connections share: the registry,
+the flush at the end of a turn, one coarse clock with one sweep, and the drain.
 """
 
 from __future__ import annotations
