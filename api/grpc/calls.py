@@ -28,6 +28,7 @@ _TRAILERS: Final = status.OK_TRAILERS_BLOCK
 # HEADERS frame, then the header of a DATA frame and the prefix of the message in it.
 _QUICK_HEAD: Final = Struct(f">5sI{len(_BLOCK)}sHBHIBI").pack
 _QUICK_HEAD_PREFIX: Final = frames.frame(frames.HEADERS, frames.END_HEADERS, 0, _BLOCK)[:5]
+_DATA_HEAD: Final = Struct(">HBHIBI").pack
 _QUICK_TAIL: Final = Struct(f">5sI{len(_TRAILERS)}s").pack
 _QUICK_TAIL_PREFIX: Final = frames.frame(
     frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0, _TRAILERS
@@ -520,7 +521,29 @@ class StreamCall(Call):
 
     def send(self, message: bytes) -> bool:
         """Send one message. False: wait for `on_drain` before the next (or the call has ended)."""
-        return self.send_framed(framed(message))
+        connection = self.connection
+        size = len(message) + 5
+        if not (
+            self.headers_sent
+            and size <= connection.quick_bytes
+            and size <= self.window
+            and size <= connection.send_window
+            and connection.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
+            and self.pending is None
+            and not self.ended
+        ):
+            return self.send_framed(framed(message))
+        connection.turn_bytes += size
+        connection.send_window -= size
+        connection.ping_strikes = 0
+        self.window -= size
+        connection.out += (
+            _DATA_HEAD(size >> 8, size & 0xFF, 0, self.stream_id, 0, size - 5),
+            message,
+        )
+        if not connection.scheduled:
+            connection.touch()
+        return self.writable
 
     def send_framed(self, data: bytes) -> bool:
         """As `send`, for one or more messages that `messages.framed` has already prefixed.
