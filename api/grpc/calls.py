@@ -480,13 +480,14 @@ class StreamCall(Call):
 
     def _settle(self) -> None:
         """Account for what is kept, and let the client send on unless the handler is paused."""
-        if self.connection.streams.get(self.stream_id) is not self:
+        connection = self.connection
+        if connection.streams.get(self.stream_id) is not self:
             return
         kept = self._inbox_bytes + (len(self._reader) if self._reader is not None else 0)
         if kept != self.held:
             self._hold(kept)
         if self._reading:
-            self.connection.grant(self, 0)
+            connection.grant(self, 0)
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:
@@ -502,6 +503,8 @@ class StreamCall(Call):
 
     def resume(self) -> None:
         """Take messages again, first those that waited. `on_message` may be called at once."""
+        if self._reading:
+            return
         self._reading = True
         inbox = self._inbox
         while inbox and self._reading and not self.ended:
