@@ -94,6 +94,8 @@ SPACE_LOW_AT: Final = 0.8
 SPACE_LOW_UNTIL: Final = 0.75
 SPACE_FREE_AT: Final = 0.95
 SPACE_SLOW_SHARE: Final = 4
+QUOTAS_MAX: Final = 1_000
+QUOTA_COUNT_KEYS_MAX: Final = 250_000
 SHRINK_CATCH_UP_SECONDS: Final = 120
 
 # Automatic compaction (etcd: every 5 min by revisions, ten samples a period by age).
