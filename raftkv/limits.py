@@ -178,6 +178,15 @@ ETCD_RANGE_BYTES_MAX: Final = 512 * MIB
 ETCD_LEASE_TTL_SECONDS_MIN: Final = 2  # etcd: 1.5 election timeouts, rounded up
 ETCD_KEEP_ALIVES_WAITING_MAX: Final = 1000
 
+# TLS. Handshakes under way at a time; past that the oldest gives way.
+TLS_HANDSHAKE_SECONDS: Final = 5.0
+TLS_HANDSHAKES_MAX: Final = 512
+TLS_PEER_HANDSHAKES_MAX: Final = 64
+TLS_HANDSHAKE_BYTES_MAX: Final = 128 * KIB
+TLS_RECORD_BYTES_MAX: Final = 16 * KIB  # RFC 8446, section 5.1
+TLS_RELOAD_SECONDS: Final = 1.0
+TLS_CAUSES_MAX: Final = 256
+
 # Watches.
 WATCHERS_MAX: Final = 100_000
 WATCH_HISTORY_BATCH_EVENTS: Final = 1_000

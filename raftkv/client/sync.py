@@ -334,6 +334,9 @@ class Client:
         user: str = "",
         password: str = "",
         token: str = "",
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
     ) -> None:
         self.inner = AsyncClient(
             endpoints,
@@ -343,6 +346,9 @@ class Client:
             user=user,
             password=password,
             token=token,
+            cacert=cacert,
+            cert=cert,
+            key=key,
         )
         self.loop = _Loop()
         self.leases = SyncLeases(self.loop, self.inner.leases)

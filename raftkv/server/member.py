@@ -46,6 +46,7 @@ from raftkv.server.replica import Replica
 from raftkv.server.shrink import PAUSE_SECONDS, Shrink, Shrunk
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
 from raftkv.server.sync_pace import SyncPace
+from raftkv.server.tls.settings import peer_tls
 from raftkv.server.transport import Transport
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -87,6 +88,8 @@ class Member:
         self._loop = loop
         self._started_at = time.monotonic()
         self._stopping = False
+        self._turn_due = False
+        self._turn_scheduled = False
         self._tick_ms = config.heartbeat_interval
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -157,6 +160,7 @@ class Member:
             on_introduction=self._introduce,
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
+            tls=peer_tls(config),
         )
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
@@ -370,7 +374,10 @@ class Member:
 
     def wake(self) -> None:
         """See `Surroundings.wake`."""
-        self._loop.call_soon(self._turn)
+        self._turn_due = True
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._woken)
 
     def now_ms(self) -> int:
         """See `Surroundings.now_ms`."""
@@ -446,7 +453,13 @@ class Member:
 
     # -- what arrives ----------------------------------------------------------------------------
 
+    def _woken(self) -> None:
+        self._turn_scheduled = False
+        if self._turn_due:
+            self._turn()
+
     def _turn(self) -> None:
+        self._turn_due = False
         if self._stopping or self.ended.done():
             return
         try:

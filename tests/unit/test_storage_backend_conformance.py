@@ -126,6 +126,26 @@ def test_scans(backend: Backend) -> None:
         assert next(view.scan(1, b"03", None))[0] == b"030"
 
 
+@pytest.mark.parametrize("long_key", [False, True], ids=["short keys", "a long key among them"])
+@pytest.mark.parametrize("value_bytes", [0, 300, 10_000])
+def test_any_interval_of_many_rows(backend: Backend, value_bytes: int, long_key: bool) -> None:
+    model = {b"%04d" % index: bytes(index % 7 * value_bytes) for index in range(0, 600, 2)}
+    if long_key:
+        model[b"0200" + bytes(600)] = b"long"
+    fill(backend, model)
+    chance = random.Random(value_bytes)
+    names = sorted(model)
+    with backend.read() as view:
+        for _ in range(60):
+            start = b"%04d" % chance.randrange(600)
+            end = chance.choice([None, b"%04d" % chance.randrange(600)])
+            expected = [name for name in names if start <= name and (end is None or name < end)]
+            found = list(view.scan(1, start, end))
+            assert [name for name, _ in found] == expected
+            assert all(value == model[name] for name, value in found)
+            assert list(view.scan_reverse(1, start, end)) == found[::-1]
+
+
 def seam_keys(seed: int, count: int) -> list[bytes]:
     """Keys that share long beginnings and differ around the places where a layer ends."""
     chance = random.Random(seed)
