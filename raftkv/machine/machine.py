@@ -393,10 +393,19 @@ class Machine:
         with self._tables.read() as reader:
             return may_renew(reader, grants, lease)
 
-    def visible_leases(self, grants: Grants) -> list[Lease]:
-        """As `leases`, those that `raftkv.machine.auth.may_see` lets be seen."""
+    def lease_slice(
+        self, after: int, examine_max: int, grants: Grants | None = None
+    ) -> tuple[list[Lease], int | None]:
+        """The next leases after an id, and after which to go on; None: there are no more.
+
+        With grants, those that `raftkv.machine.auth.may_see` lets be seen.
+        """
         with self._tables.read() as reader:
-            return [held for held in read_leases(reader) if may_see(reader, grants, held.lease)]
+            found = list(islice(read_leases(reader, after), examine_max))
+            rest = found[-1].lease if len(found) == examine_max else None
+            if grants is not None:
+                found = [held for held in found if may_see(reader, grants, held.lease)]
+            return found, rest
 
     def token(self, token_hash: bytes) -> Token | None:
         """A token of somebody who logged in, over its time or not; or None."""
