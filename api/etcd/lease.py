@@ -107,7 +107,10 @@ class LeaseService(Service):
 
     @answering
     def _leases(self, call: Unary, caller: Caller, error: RaftkvError | None) -> None:
-        held = [field(2, number_field(1, each.lease)) for each in caller.leases()]
+        self.rpcs.run(call, self._list(call, caller))
+
+    async def _list(self, call: Unary, caller: Caller) -> None:
+        held = [field(2, number_field(1, each.lease)) for each in await caller.leases()]
         call.reply(b"".join((self.headers.now(), *held)))
 
     def keep_alive(self, call: Streaming) -> Callable[[Any], None]:
