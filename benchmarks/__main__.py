@@ -14,9 +14,9 @@ from typing import Final
 from rich.console import Console
 
 from benchmarks import facts, plots, report
-from benchmarks.peers import pysyncobj
+from benchmarks.facts import DOCS, OUT
 from benchmarks.peers.servers import CallFailed, Missing, etcd_kinds, raftkv_kind
-from benchmarks.peers.tools import BadRun, missing_tools
+from benchmarks.peers.tools import BadRun, check_installed
 from benchmarks.scenarios import doors, others, recovery, watching
 from benchmarks.scenarios.bench import QUICK, Bench, Settings
 
@@ -30,8 +30,6 @@ SCENARIOS: Final[tuple[Callable[[Bench], None], ...]] = (
     others.real_clients,
     others.loader_ceiling,
 )
-OUT: Final = facts.ROOT / ".bench"
-DOCS: Final = facts.ROOT / "docs"
 
 
 def main() -> int:
@@ -44,6 +42,8 @@ def main() -> int:
         "--docs", action="store_true", help="write it into docs/performance.md, too"
     )
     options = parser.parse_args()
+    if options.docs and options.only:
+        parser.error("the page is written as a whole: --docs goes without --only")
     try:
         check_installed()
     except Missing as error:
@@ -54,14 +54,6 @@ def main() -> int:
     write(run, options.out, options.docs)
     report.show(run, Console())
     return 1 if run.failures else 0
-
-
-def check_installed() -> None:
-    """Raises Missing with all that has to be installed."""
-    if packages := missing_tools():
-        raise Missing(f"first, as root: apt-get install {' '.join(packages)} etcd-server")
-    etcd_kinds()
-    pysyncobj.version()
 
 
 def measure(settings: Settings, only: str, out: Path) -> report.Run:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import facts, plots
-from benchmarks.__main__ import DOCS, OUT, check_installed
+from benchmarks.facts import DOCS, OUT
 from benchmarks.peers.servers import CallFailed, Missing, etcd_kinds, raftkv_kind
-from benchmarks.peers.tools import BadRun
+from benchmarks.peers.tools import BadRun, check_installed
 from benchmarks.report import put_between
 from benchmarks.scenarios import disturbance, growing
 from benchmarks.scenarios.bench import Bench
@@ -43,6 +43,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument("--docs", action="store_true", help="write into docs/performance.md, too")
     options = parser.parse_args()
+    if options.docs and options.only:
+        parser.error("the page is written as a whole: --docs goes without --only")
     try:
         check_installed()
     except Missing as error:

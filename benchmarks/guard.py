@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from benchmarks.facts import OUT
 from benchmarks.ratios import RATIO, compare
 from benchmarks.report import Run
 
 BASELINES: Final = Path(__file__).parent / "baselines"
-RUN: Final = Path(__file__).resolve().parents[1] / ".bench" / "run.json"
+RUN: Final = OUT / "run.json"
 TOLERANCE: Final = 0.25
 
 

@@ -6,22 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib
-
 from benchmarks.ratios import OURS, RATIO, Cell, compare
 from benchmarks.targets import ROW
 
-matplotlib.use("svg")
-matplotlib.rcParams.update({
-    "svg.hashsalt": "raftkv", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3,
-    "font.size": 9,
-})  # fmt: skip
 COLOURS: Final = ("#1f6feb", "#d1242f", "#8250df", "#9a6700")
 
 
 def _pyplot() -> Any:
+    """matplotlib, which is there for `make bench` only."""
+    import matplotlib
     import matplotlib.pyplot as plt
 
+    matplotlib.use("svg")
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "raftkv", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3,
+        "font.size": 9,
+    }  # fmt: skip
+    matplotlib.rcParams.update(settings)
     return plt
 
 
