@@ -15,7 +15,13 @@ from rich.console import Console
 
 from benchmarks import facts, plots, report
 from benchmarks.facts import DOCS, OUT
-from benchmarks.peers.servers import CallFailed, Missing, etcd_kinds, raftkv_kind
+from benchmarks.peers.servers import (
+    CallFailed,
+    Missing,
+    etcd_kinds,
+    raftkv_kind,
+    stop_cleanly,
+)
 from benchmarks.peers.tools import BadRun, check_installed
 from benchmarks.scenarios import doors, others, recovery, watching
 from benchmarks.scenarios.bench import QUICK, Bench, Settings
@@ -39,7 +45,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cells whose key has this in it")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument(
-        "--docs", action="store_true", help="write it into docs/performance.md, too"
+        "--docs",
+        action="store_true",
+        help="write it into docs/performance.md, unless something failed",
     )
     options = parser.parse_args()
     if options.docs and options.only:
@@ -49,9 +57,10 @@ def main() -> int:
     except Missing as error:
         print(error, file=sys.stderr)
         return 2
+    stop_cleanly()
     options.out.mkdir(parents=True, exist_ok=True)
     run = measure(QUICK if options.quick else Settings(), options.only, options.out)
-    write(run, options.out, options.docs)
+    write(run, options.out, docs=options.docs and not run.failures)
     report.show(run, Console())
     return 1 if run.failures else 0
 
@@ -73,6 +82,9 @@ def measure(settings: Settings, only: str, out: Path) -> report.Run:
             except (BadRun, CallFailed) as error:
                 bench.failures.append(f"{name}: {error}")
                 bench.say(f"  {error}")
+            except KeyboardInterrupt:
+                bench.failures.append(f"stopped during {name}")
+                break
             bench.say(f"  {time.monotonic() - began:.0f} s")
     return report.Run(
         told, asdict(settings), list(bench.cells.values()), bench.ceiling, bench.failures

@@ -103,6 +103,9 @@ def main() -> int:
     if options.write:
         write_baseline(run, baseline)
         return 0
+    if not baseline.exists():
+        print(f"no {baseline}: a run that --write is given becomes it", file=sys.stderr)
+        return 2
     before, now = read_baseline(baseline), kept(run)
     common = before.keys() & now.keys()
     if not common:
