@@ -63,6 +63,8 @@ def _row(endpoint: str, view: Status | RaftkvError) -> tuple[object, ...]:
     if isinstance(view, RaftkvError):
         return (endpoint, "", "", "", "", "", "", "", f"no answer: {view.message}")
     health = "ok" if view.healthy else ", ".join(view.alarms) or "not healthy"
+    if view.raw.get("space_low"):
+        health += ", space runs low"
     return (
         endpoint,
         view.name,

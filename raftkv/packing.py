@@ -17,10 +17,11 @@ _BYTES_FREE: Final = 256
 """Not walked: headers in so few bytes cannot ask for more than some 100 KiB."""
 
 
-def unpack(data: bytes, start: int = 0, *, use_list: bool = True) -> Any:
+def unpack(data: bytes, start: int = 0, *, use_list: bool = True, maps: bool = True) -> Any:
     """The one msgpack value at `start` of `data`, with nothing behind it.
 
-    Takes memory for a small multiple of what is there. Raises ValueError for anything else.
+    Takes memory for a multiple of what is there: an empty list or map, one byte, takes 64. Where
+    much may come from strangers, do without both. Raises ValueError for anything else.
     """
     body = memoryview(data)[start:] if start else data
     try:
@@ -28,6 +29,16 @@ def unpack(data: bytes, start: int = 0, *, use_list: bool = True) -> Any:
             walker = msgpack.Unpacker(max_buffer_size=len(body))
             walker.feed(body)
             walker.skip()
-        return msgpack.unpackb(body, use_list=use_list, raw=False, strict_map_key=True)
+        return msgpack.unpackb(
+            body,
+            use_list=use_list,
+            raw=False,
+            strict_map_key=True,
+            object_hook=None if maps else _no_map,
+        )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise ValueError(f"not msgpack: {error or type(error).__name__}") from None
+
+
+def _no_map(_: object) -> Any:
+    raise ValueError("a map where none belongs")

@@ -121,7 +121,7 @@ def _pack_conf(conf: ConfState) -> tuple[Any, ...]:
 
 def _unpack(data: bytes) -> Any:
     try:
-        return unpack(data, use_list=False)
+        return unpack(data, use_list=False, maps=False)
     except ValueError as error:
         raise PeerError(str(error)) from None
 

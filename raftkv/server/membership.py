@@ -34,7 +34,7 @@ def read_context(context: bytes) -> tuple[int, int, int, list[Any]]:
     if not context:
         return 0, 0, 0, []
     try:
-        fields = unpack(context)
+        fields = unpack(context, maps=False)
     except ValueError as error:
         raise PeerError(f"a malformed context of a membership change: {error}") from None
     if type(fields) is not list or [type(field) for field in fields] != [int, int, int, list]:

@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from raftkv.errors import PeerError
+from raftkv.limits import PEER_SHELL_FRAME_BYTES_MAX
 from raftkv.packing import unpack
 
 
@@ -41,8 +42,10 @@ def decode_shell(kind: int, payload: bytes) -> list[Any]:
     types = _FIELDS.get(kind)
     if types is None:
         raise PeerError(f"unknown frame kind {kind}", kind=kind)
+    if len(payload) > PEER_SHELL_FRAME_BYTES_MAX:
+        raise PeerError(f"a frame of kind {kind} is too large", kind=kind, size=len(payload))
     try:
-        fields = unpack(payload)
+        fields = unpack(payload, maps=False)
     except ValueError as error:
         raise PeerError(f"malformed frame of kind {kind}: {error}", kind=kind) from None
     if (

@@ -201,9 +201,6 @@ class SimDisk:
         """May be changed at any time."""
         self.faults = faults
         """May be changed at any time; None: nothing goes wrong by itself."""
-        self.sync_delay_us = 0
-        """How long a sync takes now, for a simulator that lets virtual time pass. Nobody waits
-        here."""
         self.injected: dict[str, int] = dict.fromkeys(KINDS, 0)
         """How often each kind of fault has happened on this disk."""
 

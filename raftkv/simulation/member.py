@@ -33,6 +33,7 @@ from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine
 from raftkv.machine.results import Applied
 from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, append_steps
+from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
 from raftkv.server.opening import Opened, open_files
 from raftkv.server.replica import Replica
@@ -73,6 +74,7 @@ class MemberSettings:
     snapshot_log_bytes: int = 32 * 1024
     snapshot_catchup_entries: int = 20
     quota_bytes: int = 64 * MIB
+    retention: Retention = KEEP_ALL
     append_bytes_max: int = 64 * 1024
     inflight_messages_max: int = 16
     request_timeout_ms: int = 5_000
@@ -84,6 +86,8 @@ class MemberSettings:
     slow_sync: float = 0.0
     """This sync takes up to `slow_sync_us_max` instead."""
     slow_sync_us_max: int = 800_000
+    install_us_max: int = 20_000
+    """How long the tables' change to a received snapshot may take."""
     clock_rate: float = 1.0
     """This member's clock against true time."""
     encode_messages: bool = False
@@ -221,6 +225,7 @@ class SimMember:
                 quota_bytes=settings.quota_bytes,
                 snapshot_log_bytes=settings.snapshot_log_bytes,
                 snapshot_catchup_entries=settings.snapshot_catchup_entries,
+                retention=settings.retention,
             ),
             self.replica,
             opened,
@@ -601,7 +606,7 @@ class SimMember:
             self._later(10_000, self._stage, meta)
             return
         self.opened.stage_snapshot(meta)
-        self._later(self.world.random.randrange(20_000), self._installed, meta)
+        self._later(self.world.below(self.settings.install_us_max), self._installed, meta)
 
     def _installed(self, meta: SnapshotMeta) -> None:
         self.opened.backend.install()

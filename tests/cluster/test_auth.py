@@ -97,8 +97,8 @@ async def test_rules_hold_through_every_member_from_the_moment_they_are_acknowle
                     assert status == 401
         record = await site.root(cluster.members[1], "GET", "/api/kv/app/x")
         assert record["value"] == "yes" and record["version"] == ROUNDS
-        status = await cluster.equal_hashes()
-        assert status["healthy"]
+        health = await cluster.equal_hashes()
+        assert health["healthy"]
 
 
 async def test_rules_and_tokens_outlive_leaders_restarts_and_travel_in_snapshots(

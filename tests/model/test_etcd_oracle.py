@@ -411,11 +411,11 @@ class Trio(Generator):
             previous = row(before)[1] if before else None
             theirs.append((now.mod, key, None if deleted else now, previous))
         ours = []
-        for event in machine.history(start, model.revision, 100_000):
-            found = machine.previous(event)
-            shown = None if event.deleted else as_row(event.record)[1]
+        for change in machine.history(start, model.revision, 100_000):
+            found = machine.previous(change)
+            shown = None if change.deleted else as_row(change.record)[1]
             previous = as_row(found)[1] if found else None
-            ours.append((event.revision, event.key, shown, previous))
+            ours.append((change.revision, change.key, shown, previous))
         if ours != theirs:
             self.met.add("deletes at the compaction")
             kept = [one for one in ours if one[2] is not None or one[0] > model.compact]

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from raftkv.buggify import POINTS, buggify
 from raftkv.simulation.nemesis import FAULTS
 from tests.simulation.profile import draw
-from tests.simulation.run import run_seed
+from tests.simulation.run import Result, SimulationFailure, blind_spots, run_seed
 from tests.simulation.shrinking import run_shrinking
 
 
@@ -20,6 +21,27 @@ from tests.simulation.shrinking import run_shrinking
 def test_a_seed_keeps_every_promise(seed: int) -> None:
     result = run_seed(seed)
     assert result.answered > 0
+
+
+def test_a_watch_that_cannot_be_recorded_fails_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member closes a watch whose sink fails, and an oracle without events is content."""
+    assert run_seed(7).watch_events > 0
+
+    def defect(record: object) -> None:
+        raise AttributeError("a defect of the bench")
+
+    monkeypatch.setattr("tests.simulation.workload.key_record", defect)
+    with pytest.raises(SimulationFailure, match="recorder of a watch"):
+        run_seed(7)
+
+
+def test_a_bench_that_saw_nothing_is_not_content() -> None:
+    all_seen = Result(
+        seeds=50, answered=1, watch_events=1, entries=1, checks=1, faults=Counter(kill=1)
+    )
+    assert blind_spots(all_seen) == []
+    assert blind_spots(replace(all_seen, watch_events=0)) == ["watch events"]
+    assert blind_spots(replace(all_seen, seeds=1, watch_events=0)) == []
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raftkv.errors import Compacted, OutcomeUnknown, RaftkvError
+from raftkv.errors import Compacted, InvariantViolation, OutcomeUnknown, RaftkvError
 from raftkv.machine.events import Event
 from raftkv.machine.records import USER_KEYS
 from raftkv.server.watch import WatchSpec
@@ -30,6 +30,7 @@ from tests.linearizability.history import (
     WatchResponse,
 )
 from tests.linearizability.lock_oracle import Effect, Holding
+from tests.linearizability.translation import key_record
 from tests.simulation import doors
 
 LOCK, GUARD = b"a-lock", b"a-guard"
@@ -440,6 +441,13 @@ class _Sink:
         self.over = False
 
     def events(self, revision: int, events: list[Event]) -> bool:
+        try:
+            return self._events(revision, events)
+        except Exception as error:
+            # Anything else would only close the watch, and the oracle would have nothing to judge.
+            raise InvariantViolation("the recorder of a watch failed") from error
+
+    def _events(self, revision: int, events: list[Event]) -> bool:
         told = []
         watch = self.member.watch_of(self)
         for event in events:
@@ -447,8 +455,8 @@ class _Sink:
             told.append(
                 WatchEvent(
                     "delete" if event.deleted else "put",
-                    doors.key_record(event.record),
-                    doors.key_record(previous) if previous is not None else None,
+                    key_record(event.record),
+                    key_record(previous) if previous is not None else None,
                 )
             )
         self._tell(WatchResponse(self._now_us, revision, tuple(told)))

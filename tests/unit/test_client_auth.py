@@ -210,7 +210,7 @@ def test_guessing_is_answered_with_a_pause(door: Door, root: Client) -> None:
     root.get("a")
 
     def exhaust() -> None:
-        handler: Any = next(iter(door._listener.connections))._door
+        handler: Any = next(iter(door._listener.connections))._door  # type: ignore[attr-defined]
         while handler.gate.logins.admit("alice", "127.0.0.1") <= 0:
             pass
 

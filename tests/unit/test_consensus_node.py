@@ -113,7 +113,7 @@ def test_committed_entries_come_in_bounded_portions() -> None:
     group = Group(voters=(1,), committed_bytes_max=10)
     group.elect(1)
     portions = []
-    group.on_ready = lambda _, ready: portions.append(len(ready.committed))
+    group.on_ready = lambda _, ready: portions.append(len(ready.committed))  # type: ignore
     group[1].propose([b"=%04d" % number for number in range(5)])
     group.stabilize()
     assert [count for count in portions if count] == [2, 2, 1]

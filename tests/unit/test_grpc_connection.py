@@ -442,7 +442,7 @@ def test_long_header_sections_are_continued() -> None:
     found = peer.read()
     assert [(f.kind, f.flags) for f in found] == [(1, 0), (9, 0), (9, END_HEADERS), (0, 0)]
     block = b"".join(f.payload for f in found[:3])
-    assert dict(peer.decoder.decode(block))["long"] == "v" * 40_000
+    assert dict(peer.decoder.decode(block))["long"] == "v" * 40_000  # type: ignore[index]
 
 
 # ---- flow control, receiving
@@ -833,8 +833,7 @@ def test_output_held_for_a_deaf_client_is_bounded() -> None:
     assert peer.fields_of(dropped[0])["grpc-status"] == "2"
     # Streams are cut off at the same bound, and told to wait long before it.
     peer.send(peer.headers(201, fields("/t.T/Sink")))
-    call = log.streams[0]
-    assert not call.send(b"x" * 1000)
+    assert not log.streams[0].send(b"x" * 1000)
     assert resets_of(peer.read()) == {201: E.ENHANCE_YOUR_CALM}
     assert log.seen == ["cancel"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv.errors import InvalidAuthManagement
+from raftkv.errors import InvalidAuthManagement, InvalidRequest
 from raftkv.machine import auth_commands as ac
 from raftkv.machine import commands as c
 from raftkv.machine.access import (
@@ -259,7 +259,7 @@ def test_the_whole_effect_tree_is_seen(then: list[Any], else_: list[Any]) -> Non
     whole = ("txn", [], then, else_)
     try:
         command = c.txn([], list(map(build, then)), list(map(build, else_)))
-    except c.InvalidRequest:
+    except InvalidRequest:
         return  # nested too deeply
     except Exception as error:
         assert type(error).__name__ == "DuplicateKey"

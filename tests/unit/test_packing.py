@@ -12,6 +12,7 @@ from raftkv.errors import CorruptionError, PeerError
 from raftkv.machine.commands import decode_batch
 from raftkv.packing import unpack
 from raftkv.server.introduction import decode_introduction
+from raftkv.server.shell_frames import decode_shell
 
 BOMB = b"\xdd\x00\x00\x10\x00" * 600 + bytes(1100)
 """600 arrays in each other, each of which says that 4,096 items follow: 20 MB to make room for."""
@@ -52,3 +53,18 @@ def test_arrays_that_are_only_announced_take_no_memory(decode: object, error: ty
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * len(BOMB)
+
+
+@pytest.mark.parametrize(
+    "decode", [decode_messages, decode_introduction, lambda data: decode_shell(36, data)]
+)
+def test_maps_from_a_peer_are_refused_before_they_take_memory(decode: object) -> None:
+    """An empty map is one byte on the wire and 64 in memory; a frame has room for 32 million."""
+    count = 100_000
+    crowd = b"\xdd" + count.to_bytes(4, "big") + b"\x80" * count
+    tracemalloc.start()
+    with pytest.raises(PeerError):
+        decode(crowd)  # type: ignore[operator]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * count

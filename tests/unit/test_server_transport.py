@@ -11,8 +11,8 @@ import pytest
 
 from raftkv.consensus.codec import encode_messages
 from raftkv.consensus.types import Entry, EntryKind, Message, MessageKind
-from raftkv.errors import ConfigError, InvariantViolation
-from raftkv.server import peer_link, transport
+from raftkv.errors import ConfigError, InvariantViolation, PeerError
+from raftkv.server import transport
 from raftkv.server.frames import FrameKind, FrameParser, Hello, frame
 from raftkv.server.introduction import decode_introduction, encode_introduction
 from raftkv.server.transport import Address, Transport, ask_introduction
@@ -392,7 +392,7 @@ async def test_a_peer_that_never_reads_costs_a_bounded_queue(
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(200)
         writer.write(frame(FrameKind.WELCOME, _welcome(1, 3)))
-        writer.transport.pause_reading()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
         await release.wait()
         writer.transport.abort()
 
@@ -478,5 +478,5 @@ async def test_nobody_to_ask_is_said_in_words(start: Start) -> None:
      encode_introduction(1, [[1, "n", [], 1]]), b"\x92\x01\x01"],
 )  # fmt: skip
 def test_unreadable_introductions_are_peer_errors(payload: bytes) -> None:
-    with pytest.raises(peer_link.PeerError):
+    with pytest.raises(PeerError):
         decode_introduction(payload)
