@@ -80,7 +80,7 @@ $(BENCH): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $(BENCH)
 
-bench: $(BENCH)  ## beside etcd, with every ratio; an hour, or QUICK=1: five minutes
+bench: $(BENCH)  ## beside etcd, every ratio; over an hour, with QUICK=1 five minutes
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_OPTIONS)
 
 clean:  ## remove what the other targets made, except data
