@@ -78,7 +78,7 @@ WITHOUT_EFFECT: Final[dict[str, str]] = {
     "v2-deprecation": "there is no v2 store",
     "self-signed-cert-validity": "how long is not for choosing",
     "bcrypt-cost": "passwords are hashed with argon2id",
-    "metrics": "everything is always there",
+    "metrics": "as with `basic`: no histogram of gRPC calls",
     "logger": "there is one",
     "log-package-levels": "there is one level",
     "log-outputs": "lines go to standard error; send them on from there",

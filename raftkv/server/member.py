@@ -51,6 +51,7 @@ from raftkv.server.upkeep import (
     UpkeepSettings,
 )
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.storage.lmdb_backend import LmdbBackend
 from raftkv.storage.snapshots import SnapshotInfo
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,9 @@ class Member:
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
         )
+        self.stats.peers = self.transport.stats
+        if isinstance(opened.backend, LmdbBackend):
+            self.stats.table_commit_times = opened.backend.commits
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
 
