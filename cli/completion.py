@@ -7,7 +7,7 @@ import platform
 import click
 
 from raftkv import __version__
-from raftkv.cli.output import Output, choose_format
+from raftkv.cli.output import choose_output
 
 
 @click.command()
@@ -37,6 +37,6 @@ def version(output: str | None) -> None:
     """Print versions."""
     outer = (click.get_current_context().find_root().obj or {}).get("output")
     found = {"version": __version__, "python": platform.python_version()}
-    Output(choose_format(output or outer)).one(
+    choose_output(output or outer).one(
         found, lambda: f"raftkv {found['version']} (Python {found['python']})"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkv.cli.lazy import Lazy, LazyGroup
+from raftkv.cli.output import FORMATS
 
 COMMANDS = {
     "serve": Lazy("raftkv.cli.serve:serve", "Run one member of a cluster.", "Run a store"),
@@ -26,6 +27,10 @@ COMMANDS = {
     "role": Lazy("raftkv.cli.auth:role", "Roles, and what they may do.", "Access control"),
     "status": Lazy("raftkv.cli.status:status", "Show how each member is.", "Cluster"),
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
+    "endpoint": Lazy(
+        "raftkv.cli.endpoint:endpoint", "Endpoints, one by one, as etcdctl shows them.", "Cluster"
+    ),
+    "alarm": Lazy("raftkv.cli.endpoint:alarm", "Alarms, as etcdctl shows them.", "Cluster"),
     "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
     "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
     "snapshot": Lazy(
@@ -63,7 +68,9 @@ raftkv: a replicated key-value store with watches, transactions, leases and serv
 @click.option("--timeout", type=click.FloatRange(min=0.001), metavar="SECONDS", help="Per request.")
 @click.option("--user", "as_user", metavar="NAME[:PASSWORD]", help="Log in.")
 @click.option("--token", metavar="TOKEN", help="Show this token instead of logging in.")
-@click.option("-o", "--output", type=click.Choice(["table", "json", "ndjson"]), help="Format.")
+@click.option(
+    "-o", "--output", "-w", "--write-out", "output", type=click.Choice(FORMATS), help="Format."
+)
 @click.pass_context
 def cli(
     context: click.Context,
