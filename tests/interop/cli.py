@@ -42,6 +42,14 @@ _UNEQUAL: Final = [
     (re.compile(r"compacted revision \d+"), "compacted revision 0"),
 ]  # fmt: skip
 
+_OWN: Final = [
+    re.compile(pattern)
+    for pattern in (
+        r'"key":"[^"]*"', r'"keys":\["[^"]*"\]', r'"(users|roles)":\[[^]]*\]',
+        r'(\{"id":0\},?)+', r'("ID" : 0\n)+', r'"Roles" : .*',
+    )
+]  # fmt: skip
+
 # Arguments for raftkv, and for etcdctl; KEY, ID, REV stand for what each has of its own.
 Step = tuple[str, str]
 STEPS: Final[list[Step]] = [
@@ -147,13 +155,10 @@ def compare(url: str, form: str) -> int:
         if form == "fields" and "ADDED" in left:
             continue  # it has no such form
         told = [ours.step(left, TXN_OURS), theirs.step(right, TXN_THEIRS)]
-        # Keys are in base64 in JSON, and as long as each other.
-        told = [
-            re.sub(r'"(key|prev_key)":"[^"]*"|"keys":\["[^"]*"\]', r"<\1>", each) for each in told
-        ]
-        told = [re.sub(r'"((users|roles)":\[)[^]]*\]', r"<\1>", each) for each in told]
-        # Both have a lease: how many there are by now is not the same.
-        told = [re.sub(r'(\{"id":0\},?)+|("ID" : 0\n)+', "<ids>", each) for each in told]
+        # Each adds a user, a role and a lease: how many there are by now is not the same. Keys are
+        # in base64 in JSON.
+        for pattern in _OWN:
+            told = [pattern.sub("<own>", each) for each in told]
         if told[0] != told[1]:
             differing += 1
             print(f"raftkv {left}\netcdctl {right}")
