@@ -42,11 +42,16 @@ class ServeCommand(click.Command):
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each setting; values reach `load_config` as text."""
     for setting in reversed(SETTINGS):
+        # etcd's switches are given without a value.
+        optional: dict[str, Any] = {}
+        if setting.default is False:
+            optional = {"is_flag": False, "flag_value": "true"}
         command = click.option(
             setting.flag,
             setting.name,
             metavar=setting.placeholder,
             help=setting.help + default_text(setting),
+            **optional,
         )(command)
     return command
 
@@ -77,7 +82,7 @@ def split_etcd(flags: dict[str, str | None]) -> tuple[dict[str, str | None], dic
 
 def default_text(setting: Setting) -> str:
     """The default as help shows it; settings whose default is made up later say so themselves."""
-    if setting.default in ("", ()):
+    if setting.default in ("", (), False):
         return ""
     value = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default
     text = str(value).lower() if isinstance(value, bool) else str(value)

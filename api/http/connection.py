@@ -94,7 +94,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._transport = None
-        self._listener.connections.discard(self)
+        self._listener.left(self)
         self._door.counters.connections -= 1
         self._queue.clear()
         self._out.clear()
@@ -171,6 +171,12 @@ class HttpConnection(asyncio.Protocol):
         """Whether the client came over TLS."""
         transport = self._transport
         return transport is not None and transport.get_extra_info("ssl_object") is not None
+
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        transport = self._transport
+        return None if transport is None else transport.get_extra_info("certified_user")
 
     def write(self, data: bytes) -> None:
         """Gather output for this turn of the loop."""

@@ -108,6 +108,11 @@ class Exchange:
         """Whether it came over TLS."""
         return self._connection is not None and self._connection.secure
 
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        return None if self._connection is None else self._connection.certified
+
     def read_index(self, done: Callable[[RaftkvError | None], None]) -> None:
         """See `Store.read_index`; the call is judged again if the rules changed meanwhile."""
         self.caller.read_index(done, self.needs)

@@ -26,6 +26,7 @@ from raftkv import limits
 from raftkv.errors import ConfigError, InvalidRequest
 from raftkv.server import etcd_flags
 from raftkv.server.auto_compaction import Retention, parse_retention
+from raftkv.server.tls.settings import check_tls
 from raftkv.server.token_spec import parse_token_spec
 
 ENVIRONMENT_PREFIX: Final = "RAFTKV_"
@@ -39,6 +40,9 @@ CLIENT_VARIABLES: Final = frozenset(
         "RAFTKV_USER",
         "RAFTKV_PASSWORD",
         "RAFTKV_TOKEN",
+        "RAFTKV_CACERT",
+        "RAFTKV_CERT",
+        "RAFTKV_KEY",
     }
 )
 """Variables with our prefix that are not settings of a member."""
@@ -121,8 +125,16 @@ def parse_flag(value: object) -> bool:
     raise BadValue(f"must be true or false, not {value!r}")
 
 
+def parse_words(value: object) -> tuple[str, ...]:
+    """Words, from a comma-separated text or a list."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise BadValue("must be a list of words")
+    return tuple(word for word in (parse_text(item).strip() for item in items) if word)
+
+
 def parse_urls(value: object) -> tuple[str, ...]:
-    """URLs ``http://HOST:PORT``, from a comma-separated text or a list."""
+    """URLs ``http://HOST:PORT`` or ``https://HOST:PORT``, from a comma-separated text or a list."""
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
         raise BadValue("must be a list of URLs")
@@ -133,7 +145,7 @@ def parse_urls(value: object) -> tuple[str, ...]:
 
 
 def split_url(url: object) -> tuple[str, int]:
-    """Host and port of ``http://HOST:PORT``; raises `BadValue` for anything else."""
+    """Host and port of ``http[s]://HOST:PORT``; raises `BadValue` for anything else."""
     if not isinstance(url, str):
         raise BadValue(f"must hold URLs such as http://127.0.0.1:2379, not {url!r}")
     try:
@@ -141,12 +153,10 @@ def split_url(url: object) -> tuple[str, int]:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise BadValue(f"holds {url!r}, which is not a URL: {error}") from error
-    if parts.scheme == "https":
-        raise BadValue(f"holds {url!r}, but this version has no TLS; use http://")
-    if parts.scheme != "http" or not host or port is None:
+    if parts.scheme not in ("http", "https") or not host or port is None:
         raise BadValue(f"must hold URLs such as http://127.0.0.1:2379, not {url!r}")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise BadValue(f"holds {url!r}; only http://HOST:PORT may be given")
+        raise BadValue(f"holds {url!r}; only {parts.scheme}://HOST:PORT may be given")
     return host, port
 
 
@@ -278,6 +288,18 @@ def _choice(default: str, choices: tuple[str, ...], help_text: str, *, group: st
     return _setting(
         default, one_of(*choices), "|".join(choices), help_text, group=group, choices=choices
     )
+
+
+def _file(help_text: str) -> Any:
+    return _setting("", parse_text, "FILE", help_text, group="TLS")
+
+
+def _words(placeholder: str, help_text: str) -> Any:
+    return _setting((), parse_words, placeholder, help_text, group="TLS")
+
+
+def _switch(help_text: str, *, group: str) -> Any:
+    return _setting(False, parse_flag, "[BOOL]", help_text, group=group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,11 +462,67 @@ class ServerConfig:
         "Host names that HTTP requests in clear text may be for; * for any.",
         group="Access",
     )
+    allow_insecure: bool = _switch(
+        "Listen on other addresses than loopback without TLS.", group="Access"
+    )
+    cert_file: str = _file("Certificate of the client port, in PEM, with intermediates.")
+    key_file: str = _file("Its key.")
+    trusted_ca_file: str = _file("CA of the clients, who then need a certificate of it.")
+    client_cert_auth: bool = _switch(
+        "Take the common name of a client's certificate for its user.", group="TLS"
+    )
+    client_crl_file: str = _file("Certificates of clients that were revoked.")
+    client_cert_allowed_hostname: tuple[str, ...] = _words(
+        "NAME,...", "Only clients whose certificate is for one of these hosts."
+    )
+    auto_tls: bool = _switch("Make a certificate of the client port for oneself.", group="TLS")
+    peer_cert_file: str = _file("Certificate of this member towards the others.")
+    peer_key_file: str = _file("Its key.")
+    peer_trusted_ca_file: str = _file("CA of the members, who then need a certificate of it.")
+    peer_client_cert_auth: bool = _switch(
+        "Insist on certificates of members; a CA alone does, too.", group="TLS"
+    )
+    peer_crl_file: str = _file("Certificates of members that were revoked.")
+    peer_cert_allowed_cn: tuple[str, ...] = _words(
+        "NAME,...", "Only members with one of these common names."
+    )
+    peer_cert_allowed_hostname: tuple[str, ...] = _words(
+        "NAME,...", "Only members whose certificate is for one of these hosts."
+    )
+    peer_auto_tls: bool = _switch(
+        "Encrypt between members without certificates of a CA.", group="TLS"
+    )
+    tls_min_version: str = _choice("tls1.2", ("tls1.2", "tls1.3"), "Oldest version.", group="TLS")
+    tls_max_version: str = _choice("tls1.3", ("tls1.2", "tls1.3"), "Newest version.", group="TLS")
+    cipher_suites: tuple[str, ...] = _words(
+        "NAME,...", "Suites of TLS 1.2.  [default: all with ECDHE and AEAD]"
+    )
     max_connections: int = _setting(
         limits.CONNECTIONS_MAX,
         parse_integer,
         "N",
         "Most client connections at a time.",
+        group="Limits",
+    )
+    max_connections_per_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most client connections at a time from one address; 0: as many as all together.",
+        group="Limits",
+    )
+    rate_limit_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second from one client address; 0: any number.",
+        group="Limits",
+    )
+    rate_limit_user: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second of one user; 0: any number.",
         group="Limits",
     )
     max_watchers: int = _setting(
@@ -627,7 +705,9 @@ def _read_file(path: Path) -> dict[str, object]:
 
 def _dialable(url: str) -> str:
     host, port = split_url(url)
-    return f"http://{platform.node() or '127.0.0.1'}:{port}" if host in _WILDCARD_HOSTS else url
+    if host not in _WILDCARD_HOSTS:
+        return url
+    return f"{urlsplit(url).scheme}://{platform.node() or '127.0.0.1'}:{port}"
 
 
 def _reject(name: str, text: str, **facts: object) -> NoReturn:
@@ -644,6 +724,9 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
     "max_connections": (1, 1_000_000),
+    "max_connections_per_address": (0, 1_000_000),
+    "rate_limit_address": (0, 10_000_000),
+    "rate_limit_user": (0, 10_000_000),
     "max_watchers": (1, 10_000_000),
 }
 
@@ -672,6 +755,7 @@ def _check_config(config: ServerConfig) -> None:
         if client[1] and client in config.peer_addresses:
             _reject("listen_peer_urls", f"and --listen-client-urls both use port {client[1]}")
     _check_cluster(config)
+    check_tls(config)
 
 
 def _check_cluster(config: ServerConfig) -> None:
