@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkv.cli.lazy import Lazy, LazyGroup
+from raftkv.cli.output import FORMATS
 
 COMMANDS = {
     "serve": Lazy("raftkv.cli.serve:serve", "Run one member of a cluster.", "Run a store"),
@@ -27,6 +28,10 @@ COMMANDS = {
     "cert": Lazy("raftkv.cli.cert:cert", "Make certificates for TLS.", "Access control"),
     "status": Lazy("raftkv.cli.status:status", "Show how each member is.", "Cluster"),
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
+    "endpoint": Lazy(
+        "raftkv.cli.endpoint:endpoint", "Endpoints, one by one, as etcdctl shows them.", "Cluster"
+    ),
+    "alarm": Lazy("raftkv.cli.endpoint:alarm", "Alarms, as etcdctl shows them.", "Cluster"),
     "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
     "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
     "quota": Lazy("raftkv.cli.quota:quota", "Bounds of prefixes and users.", "Cluster"),
@@ -73,7 +78,9 @@ raftkv: a replicated key-value store with watches, transactions, leases and serv
 @click.option("--cacert", metavar="FILE", help="The CA to trust over https.")
 @click.option("--cert", metavar="FILE", help="The client's certificate.")
 @click.option("--key", metavar="FILE", help="The key of --cert.")
-@click.option("-o", "--output", type=click.Choice(["table", "json", "ndjson"]), help="Format.")
+@click.option(
+    "-o", "--output", "-w", "--write-out", "output", type=click.Choice(FORMATS), help="Format."
+)
 @click.pass_context
 def cli(
     context: click.Context,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from raftkv.cli import etcd_calls
 from raftkv.cli.exits import FAILED, NOT_FOUND
 from raftkv.cli.lazy import Lazy, LazyGroup
 from raftkv.cli.output import Failure
@@ -40,6 +41,9 @@ def leader() -> None:
 @common_options
 def list_(session: Session) -> None:
     """List the members."""
+    if session.output.etcd:
+        etcd_calls.run(session, "members", "cluster/member/list", {"linearizable": True})
+        return
     found = session.run(lambda client: client.cluster.members())
     session.output.rows(
         found,
@@ -68,6 +72,12 @@ def add(session: Session, peer_urls: tuple[str, ...], name: str, voter: bool) ->
 
     Then start it with --initial-cluster-state existing; once it has caught up, promote it.
     """
+
+    if session.output.etcd:
+        # The name goes with the member itself, when it starts.
+        body = {"peerURLs": peer_urls, "isLearner": not voter}
+        etcd_calls.run(session, "members changed", "cluster/member/add", body)
+        return
 
     async def work(client: AsyncClient) -> tuple[str, tuple[Member, ...]]:
         return await client.cluster.add_member(peer_urls, name=name, learner=not voter)
@@ -98,6 +108,9 @@ def add(session: Session, peer_urls: tuple[str, ...], name: str, voter: bool) ->
 @common_options
 def remove(session: Session, which: str) -> None:
     """Remove a member."""
+    if session.output.etcd:
+        _change(session, which, "remove")
+        return
 
     async def work(client: AsyncClient) -> Member:
         found = await find_member(client, which)
@@ -113,6 +126,9 @@ def remove(session: Session, which: str) -> None:
 @common_options
 def promote(session: Session, which: str) -> None:
     """Make a learner a voter."""
+    if session.output.etcd:
+        _change(session, which, "promote")
+        return
 
     async def work(client: AsyncClient) -> Member:
         found = await find_member(client, which)
@@ -140,6 +156,15 @@ def transfer(session: Session, which: str | None) -> None:
 
     now = session.run(work)
     session.output.one({"leader": now}, lambda: f"member {now} leads")
+
+
+def _change(session: Session, which: str, verb: str) -> None:
+    async def work(client: AsyncClient) -> dict[str, object]:
+        found = await find_member(client, which)
+        body = {"ID": etcd_calls.number(found.member_id)}
+        return await etcd_calls.ask(client, f"cluster/member/{verb}", body)
+
+    etcd_calls.show(session, "members changed", session.run(work))
 
 
 async def find_member(client: AsyncClient, which: str) -> Member:

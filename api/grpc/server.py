@@ -53,6 +53,8 @@ class GrpcServer:
         """Connections with deadlines running; `on_timed` is called when the first joins."""
         self.on_timed: Callable[[], None] | None = None
         self.draining = False
+        self.bytes_received = 0
+        self.bytes_sent = 0
         self._http = http
         self._on_error = on_error
         self._routes: dict[bytes, tuple[type[Call], Callable[..., None], MethodCounts]] = {}

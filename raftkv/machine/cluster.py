@@ -95,8 +95,9 @@ def apply_alarm(draft: Draft, command: list[Any]) -> AlarmResult:
     old = draft.alarms
     if not on:
         _set_alarms(draft, old - {(kind, member_id)})
-    elif draft.writer.get(MEMBERS, U64.pack(member_id)) is not None:
-        # A member that was removed meanwhile would never be there to clear it.
+    elif not member_id or draft.writer.get(MEMBERS, U64.pack(member_id)) is not None:
+        # A member that was removed meanwhile would never be there to clear it. One of no member
+        # (etcd's clients raise it for the whole cluster) is taken back as it was raised, by hand.
         _set_alarms(draft, old | {(kind, member_id)})
     alarms = [list(alarm) for alarm in sorted(draft.alarms)]
     return AlarmResult(draft.state.revision, alarms, draft.alarms != old)

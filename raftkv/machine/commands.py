@@ -417,7 +417,7 @@ def alarm(kind: int, member_id: int, on: bool, *, once: bytes | None = None) -> 
 
     NOSPACE refuses what writes; deletes and compaction pass. CORRUPT refuses every change of keys
     and leases on every member. An alarm of a member that is not (any more) in the cluster is not
-    raised. Raises InvalidRequest.
+    raised; one of member 0, which is none, is. Raises InvalidRequest.
     """
     if not AlarmKind.NOSPACE <= kind <= AlarmKind.CORRUPT:
         raise InvalidRequest("unknown kind of alarm", kind=kind)

@@ -55,6 +55,7 @@ from raftkv.server.upkeep import (
     UpkeepSettings,
 )
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.storage.lmdb_backend import LmdbBackend
 from raftkv.storage.snapshots import SnapshotInfo
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,9 @@ class Member:
             snapshot_executor=self._copier,
             tls=peer_tls(config),
         )
+        self.stats.peers = self.transport.stats
+        if isinstance(opened.backend, LmdbBackend):
+            self.stats.table_commit_times = opened.backend.commits
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
 

@@ -7,16 +7,18 @@ for reasons of the cluster: `done` is called exactly once, on the loop, after th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from raftkv.errors import RaftkvError
+from raftkv.histogram import Histogram
 
 if TYPE_CHECKING:
     from raftkv.machine.commands import Command
     from raftkv.machine.machine import Machine
     from raftkv.server.shrink import Shrunk
+    from raftkv.server.transport import TransportStats
     from raftkv.server.watch import Watch, WatchSink, WatchSpec
 
 Done = Callable[[Any], None]
@@ -84,6 +86,17 @@ class StoreStats:
     stalls: int = 0
     batches_held_back: int = 0
     auto_compactions: int = 0
+    wal_fsync_times: Histogram = field(default_factory=Histogram)
+    table_commit_times: Histogram = field(default_factory=Histogram)
+    peers: TransportStats | None = None
+    """What goes between members, where there are others."""
+
+    def counters(self) -> Iterator[tuple[str, float]]:
+        """Name and value of every plain counter."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int | float):
+                yield item.name, value
 
 
 class Store(Protocol):

@@ -25,6 +25,7 @@ from typing import Any, Final
 from raftkv.consensus.codec import decode_messages, encode_messages
 from raftkv.consensus.types import Message, MessageKind
 from raftkv.errors import ConfigError, PeerError, StorageError, check
+from raftkv.histogram import NETWORK_SECONDS, Histogram
 from raftkv.limits import (
     APPEND_BYTES_MAX,
     PEER_ADDRESSES_MAX,
@@ -86,9 +87,9 @@ def message_bytes(message: Message) -> int:
 
 
 class TransportStats(LinkStats):
-    """Totals over all peers, for metrics. Plain integers, read at any time."""
+    """Totals over all peers, for metrics. Read at any time."""
 
-    __slots__ = ("accepted", "damaged", "dialled", "dropped", "refused")
+    __slots__ = ("accepted", "damaged", "dialled", "dropped", "refused", "round_trips")
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +101,14 @@ class TransportStats(LinkStats):
         self.dialled = 0
         self.dropped = 0
         """Messages that found no connection or no room."""
+        self.round_trips: dict[int, Histogram] = {}
+        """Times of pings, by member."""
+
+    def pinged(self, member_id: int, seconds: float) -> None:
+        """A member has answered a ping."""
+        if member_id not in self.round_trips:
+            self.round_trips[member_id] = Histogram(NETWORK_SECONDS)
+        self.round_trips[member_id].observe(seconds)
 
 
 class Peer:
@@ -252,7 +261,9 @@ class Peer:
             raise PeerError(payload.decode(errors="replace"))
         if kind != FrameKind.PONG or self._pinged_at is None or payload != _PING.pack(self._ping):
             raise PeerError("the dialled side may only answer pings", kind=kind)
-        self.round_trip_ms = (self._transport.loop.time() - self._pinged_at) * 1000
+        seconds = self._transport.loop.time() - self._pinged_at
+        self.round_trip_ms = seconds * 1000
+        self._transport.stats.pinged(self.member_id, seconds)
         self._pinged_at = None
 
     def writable(self, link: PeerLink) -> None:
