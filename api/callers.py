@@ -157,14 +157,14 @@ class KnownCaller(Caller):
         if auth is not self._auth:
             if not auth.enabled:
                 return None
-            if not self._counts(auth):
-                raise InvalidAuthToken("the user or its password is another since: log in again")
+            self._recognise(auth)
             self._grants = auth.grants(self.user)
             self._auth = auth
         return self._grants
 
-    def _counts(self, auth: AuthState) -> bool:
-        return auth.counts(self.user, self._proved)
+    def _recognise(self, auth: AuthState) -> None:
+        if not auth.counts(self.user, self._proved):
+            raise InvalidAuthToken("the user or its password is another since: log in again")
 
     def propose(self, command: Command, done: Done) -> None:
         self._attempt(partial(self._propose, command, partial(self._proposed, command, done)), done)
@@ -217,8 +217,11 @@ class CertifiedCaller(KnownCaller):
     def __init__(self, store: Store, watches: WeakKeyDictionary[Watch, Caller], user: str) -> None:
         super().__init__(store, watches, user, 0)
 
-    def _counts(self, auth: AuthState) -> bool:
-        return self.user in auth.users
+    def _recognise(self, auth: AuthState) -> None:
+        if self.user not in auth.users:
+            raise PermissionDenied(
+                f"permission denied: there is no user {self.user!r}, as the certificate names"
+            )
 
 
 def _watched(spec: WatchSpec) -> Accesses:

@@ -19,11 +19,12 @@ from raftkv.limits import (
     LEASE_TTL_SECONDS_MAX,
 )
 from raftkv.machine.commands import lease_grant, lease_revoke
+from raftkv.server.store import KeepAliveResult
 
 if TYPE_CHECKING:
     from raftkv.api.callers import Caller
     from raftkv.machine.results import LeaseResult, RevokeResult
-    from raftkv.server.store import KeepAliveResult, LeaseTime
+    from raftkv.server.store import LeaseTime
 KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
 
 
@@ -143,13 +144,13 @@ class _KeepAlives:
         call = self._call
         if call.ended:
             return
-        if isinstance(result, LeaseNotFound):
+        if isinstance(result, KeepAliveResult):
+            slot[1] = result.ttl_seconds
+        elif isinstance(result, LeaseNotFound):
             slot[1] = 0
-        elif isinstance(result, RaftkvError):
+        else:
             self._service.rpcs.refuse(call, result)
             return
-        else:
-            slot[1] = result.ttl_seconds
         waiting = self._waiting
         header = self._service.headers.now()
         room = True

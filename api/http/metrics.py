@@ -84,6 +84,14 @@ class DoorCollector(Collector):
                 listener.connections_refused,
             )
 
+            if listener.handshakes is not None:
+                handshakes = CounterMetricFamily(
+                    "raftkv_tls_handshakes", "TLS handshakes of clients.", labels=("outcome",)
+                )
+                handshakes.add_metric(("done",), listener.handshakes.done)
+                handshakes.add_metric(("failed",), listener.handshakes.failed)
+                yield handshakes
+
         pace = self._door.gate.pace
         if pace is not None:
             refused = CounterMetricFamily(

@@ -7,7 +7,7 @@ disk, unless that transaction commits.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,6 +68,14 @@ class State:
     once_bytes: int = 0
     once_serial: int = 0
 
+    def copy(self) -> State:
+        """Another with the same values."""
+        return State(
+            self.applied_index, self.applied_term, self.revision, self.compact_revision,
+            self.clock_ms, self.hash, self.keys, self.once_count, self.once_bytes,
+            self.once_serial,
+        )  # fmt: skip
+
     def pack(self) -> bytes:
         """The stored form."""
         return _STATE.pack(
@@ -104,7 +112,7 @@ class Draft:
         self.put_row = writer.put
         self.append_row = writer.append
         self.delete_row = writer.delete
-        self.state = replace(state)
+        self.state = state.copy()
         self.set_alarms(alarms)
         self.set_auth(auth)
         self.set_quotas(quotas)
@@ -123,8 +131,9 @@ class Draft:
     def set_alarms(self, alarms: frozenset[tuple[int, int]]) -> None:
         """Alarms as (kind, member id)."""
         self.alarms = alarms
-        self.no_space = any(kind == 1 for kind, _ in alarms)
-        self.corrupt = any(kind == 2 for kind, _ in alarms)
+        kinds = {kind for kind, _ in alarms} if alarms else ()
+        self.no_space = 1 in kinds
+        self.corrupt = 2 in kinds
 
     def set_auth(self, auth: AuthState) -> None:
         """The access rules in force from here on."""

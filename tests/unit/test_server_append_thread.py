@@ -93,9 +93,11 @@ class Log:
         self.wal = wal
         self.stats = StoreStats()
         self.told: list[Any] = []
+        self.may_wait = True
         self.news = asyncio.Event()
         self.thread = AppendThread(
             wal, asyncio.get_running_loop(), self.stats, pace,
+            may_wait=lambda: self.may_wait,
             on_written=self._written, on_failed=self._tell, on_full=self._tell,
         )  # fmt: skip
         self.thread.start()
@@ -161,6 +163,15 @@ async def test_after_a_long_sync_the_thread_takes_over(tmp_path: Path) -> None:
     pace = QuickDisk()
     log = Log(tmp_path, pace)
     SyncPace.took(pace, 1.0)
+    log.thread.submit(write(2))
+    await log.until(1)
+    assert LOOP not in log.disk.syncs
+    await log.end()
+
+
+async def test_the_loop_waits_only_if_it_may(tmp_path: Path) -> None:
+    log = Log(tmp_path, quick_pace())
+    log.may_wait = False
     log.thread.submit(write(2))
     await log.until(1)
     assert LOOP not in log.disk.syncs
