@@ -90,6 +90,17 @@ SNAPSHOT_MIN_LOG_BYTES: Final = 64 * MIB
 # Space, as shares of --quota-backend-bytes. Near the end of it a member takes on at most one part
 # in SPACE_SLOW_SHARE of its share of what is left at a time.
 QUOTA_BYTES_DEFAULT: Final = 8 * GIB
+
+# Backups. A file of the archive is cut once it has this much log, or its time is over.
+BACKUP_INTERVAL_MS_DEFAULT: Final = 6 * 60 * 60 * 1000
+BACKUP_RETRY_SECONDS: Final = 60
+BACKUPS_KEPT_DEFAULT: Final = 8
+BACKUPS_KEPT_MAX: Final = 10_000
+ARCHIVE_CUT_BYTES: Final = 16 * MIB
+ARCHIVE_CUT_ENTRIES: Final = 100_000
+ARCHIVE_FILE_BYTES_MAX: Final = 64 * MIB
+ARCHIVE_INTERVAL_MS_DEFAULT: Final = 10_000
+ARCHIVE_BYTES_DEFAULT: Final = 64 * GIB
 SPACE_LOW_AT: Final = 0.8
 SPACE_LOW_UNTIL: Final = 0.75
 SPACE_FREE_AT: Final = 0.95
@@ -192,6 +203,10 @@ check(BATCH_BYTES_MAX * 2 <= WAL_RECORD_BYTES_MAX, "a batch must fit into a log 
 check(BATCH_BYTES_MAX <= APPEND_BYTES_MAX, "a batch must fit into an append")
 check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a peer frame")
 check(WAL_RECORD_BYTES_MAX * 2 <= WAL_SEGMENT_BYTES, "a segment must hold several records")
+check(
+    ARCHIVE_CUT_BYTES + WAL_RECORD_BYTES_MAX < ARCHIVE_FILE_BYTES_MAX,
+    "what is cut must fit into a file of the archive",
+)
 check(APPEND_BYTES_MAX <= INFLIGHT_BYTES_MAX, "an append must fit into the in-flight window")
 check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the uncommitted cap")
 check(SPACE_LOW_UNTIL < SPACE_LOW_AT < SPACE_FREE_AT < 1, "a warning comes before an alarm")

@@ -205,6 +205,28 @@ class Machine:
             self._adopt_auth(draft.auth)
         return applied
 
+    def apply_until(self, index: int, term: int, data: bytes, revision: int) -> None:
+        """Apply of a batch what leads to `revision` and leave out the rest, as if never proposed.
+
+        For a restore: the state is then of no index of the log's, though its applied index is
+        `index`. Raises as `apply`. Atomic.
+        """
+        stamp_ms, _, _, _, commands = decode_batch(data)
+        with self._tables.write() as writer:
+            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft.begin_entry(index, term)
+            draft.state.clock_ms = max(draft.state.clock_ms, stamp_ms)
+            for command in commands:
+                if draft.state.revision >= revision:
+                    break
+                apply_command(draft, command)
+            draft.end_entry()
+            draft.save()
+        self._adopt(draft)
+        self._remember_hash(index, draft.state.hash)
+        if draft.auth is not self.auth:
+            self._adopt_auth(draft.auth)
+
     def apply_config(
         self, index: int, term: int, conf: bytes, change: MemberChange | None = None
     ) -> Applied:

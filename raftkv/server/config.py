@@ -378,6 +378,48 @@ class ServerConfig:
         "History that is kept: hours or a time such as 30m, or revisions; 0 keeps all.",
         group="Storage",
     )
+    backup_dir: str = _setting(
+        "",
+        parse_text,
+        "PATH",
+        "Where to put backups, made by this member itself.  [default: none are made]",
+        group="Backup",
+    )
+    backup_interval: int = _setting(
+        limits.BACKUP_INTERVAL_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "Time between two backups.",
+        group="Backup",
+    )
+    backup_keep: int = _setting(
+        limits.BACKUPS_KEPT_DEFAULT,
+        parse_integer,
+        "N",
+        "Backups of this member to keep.",
+        group="Backup",
+    )
+    archive_dir: str = _setting(
+        "",
+        parse_text,
+        "PATH",
+        "Where to archive the log, for a restore to any moment.  [default: it is not archived]",
+        group="Backup",
+    )
+    archive_interval: int = _setting(
+        limits.ARCHIVE_INTERVAL_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "Longest time that applied entries wait for being archived.",
+        group="Backup",
+    )
+    archive_bytes: int = _setting(
+        limits.ARCHIVE_BYTES_DEFAULT,
+        parse_size,
+        "SIZE",
+        "Most that this member archives; past it the oldest goes.",
+        group="Backup",
+    )
     auth_token: str = _setting(
         "simple",
         parse_auth_token,
@@ -594,6 +636,10 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "snapshot_catchup_entries": (0, 10_000_000),
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
+    "backup_interval": (1_000, 366 * 24 * 60 * 60 * 1000),
+    "backup_keep": (1, limits.BACKUPS_KEPT_MAX),
+    "archive_interval": (100, 24 * 60 * 60 * 1000),
+    "archive_bytes": (limits.ARCHIVE_FILE_BYTES_MAX, 1024 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
     "max_connections": (1, 1_000_000),
     "max_watchers": (1, 10_000_000),

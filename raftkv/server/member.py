@@ -38,6 +38,7 @@ from raftkv.errors import (
 )
 from raftkv.machine.commands import AlarmKind, Command
 from raftkv.server.append_thread import AppendThread, Written
+from raftkv.server.backups import Backups, BackupSettings
 from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
@@ -140,6 +141,7 @@ class Member:
             opened,
             now_ms(),
         )
+        self._backups = Backups(BackupSettings.of(config), opened, self.stats, self._take_snapshot)
         self.transport = Transport(
             member_id=self.member_id,
             cluster_id=self.cluster_id,
@@ -167,6 +169,8 @@ class Member:
             self.node.campaign()
         self._timer("tick", self._tick_ms / 1000, self._tick)
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
+        if self._backups.on:
+            self._spawn(self._backups.run())
         self.wake()
 
     async def stop(self) -> None:
@@ -180,6 +184,7 @@ class Member:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._backups.close()
         self.replica.close()
         await self.transport.close()
         self._append.end()
@@ -571,6 +576,7 @@ class Member:
             info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
         finally:
             self._copies -= 1
+        await self._backups.before_release()
         self._append.run(self._upkeep.snapshot_made(info))
         return info
 

@@ -84,6 +84,16 @@ class StoreStats:
     stalls: int = 0
     batches_held_back: int = 0
     auto_compactions: int = 0
+    backups_made: int = 0
+    backup_failures: int = 0
+    backup_last_success_seconds: int = 0
+    """Wall clock, seconds since 1970; 0: none since the start."""
+    backup_last_bytes: int = 0
+    archive_index: int = 0
+    archive_bytes_written: int = 0
+    archive_failures: int = 0
+    archive_gaps: int = 0
+    archive_files_dropped: int = 0
 
 
 class Store(Protocol):
