@@ -11,6 +11,8 @@ from collections.abc import Callable
 from raftkv.api.listener import Listener, start_listeners
 from raftkv.errors import RaftkvError
 from raftkv.server.config import ServerConfig
+from raftkv.server.disaster import open_alone
+from raftkv.server.discovery import discovered
 from raftkv.server.member import Member
 from raftkv.server.opening import open_member
 
@@ -38,7 +40,9 @@ def run(config: ServerConfig, on_started: Callable[[Member], None] | None = None
 async def serve(config: ServerConfig, on_started: Callable[[Member], None] | None = None) -> None:
     """See `run`; on a loop that runs already."""
     loop = asyncio.get_running_loop()
-    opened = await open_member(config)
+    opened = await (open_alone if config.force_new_cluster else open_member)(
+        await discovered(config)
+    )
     member = Member(config, opened, loop)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -30,7 +30,9 @@ from raftkv.machine.cluster import (
     change_members,
     member_result,
     read_alarms,
+    read_level,
     read_members,
+    read_promotions,
     replace_members,
 )
 from raftkv.machine.commands import Compare, Operation, SortOrder, SortTarget, decode_batch
@@ -119,6 +121,17 @@ class Machine:
         """The hash just after `index`, for the last HASHES_KEPT entries applied by this object."""
         kept, digest = self._hashes[index % HASHES_KEPT]
         return digest if digest and kept == index else None
+
+    @property
+    def level(self) -> int:
+        """The feature level that the members have agreed on; see `raftkv.server.levels`."""
+        with self._tables.read() as reader:
+            return read_level(reader)
+
+    def promotions(self) -> set[int]:
+        """Learners that the leader promotes once they have caught up."""
+        with self._tables.read() as reader:
+            return read_promotions(reader)
 
     @property
     def alarms(self) -> frozenset[tuple[int, int]]:

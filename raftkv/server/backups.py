@@ -97,6 +97,8 @@ class Backups:
         self._bases = settings.backup_dir and join(settings.backup_dir, cluster)
         self._archive = settings.archive_dir and join(settings.archive_dir, cluster)
         self._thread = ThreadPoolExecutor(2, thread_name_prefix="raftkv-backup")
+        self._last_success_seconds = 0
+        self._last_bytes = 0
         self._base_due = 0.0
         self._piece_due = 0.0
         self._failing = False
@@ -110,6 +112,17 @@ class Backups:
     def on(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._bases or self._archive)
+
+    def status(self) -> dict[str, int]:
+        """For the member's status and metrics; nothing of a part that is off."""
+        told: dict[str, int] = {}
+        if self._bases:
+            # Seconds since 1970; 0: none since the start.
+            told["backup_last_success_seconds"] = self._last_success_seconds
+            told["backup_last_bytes"] = self._last_bytes
+        if self._archive:
+            told["archived_index"] = max(self._archived, 0)
+        return told
 
     async def run(self) -> None:
         """Do what is due, until cancelled."""
@@ -160,8 +173,7 @@ class Backups:
             return
         self._base_due = started + self._interval
         self._stats.backups_made += 1
-        self._stats.backup_last_success_seconds = int(started)
-        self._stats.backup_last_bytes = info.size
+        self._last_success_seconds, self._last_bytes = int(started), info.size
         log.info(
             "made a backup",
             extra={"path": join(self._bases, name.text), "bytes": info.size, "index": name.index},
@@ -226,7 +238,6 @@ class Backups:
                     self._sizes[piece.name] = size
                     await self._keep_bound()
                     self._archived = piece.name.last_index
-                    self._stats.archive_index = self._archived
                     self._stats.archive_bytes_written += size
                 self._failing = False
             except RaftkvError as error:

@@ -378,6 +378,49 @@ class ServerConfig:
         "History that is kept: hours or a time such as 30m, or revisions; 0 keeps all.",
         group="Storage",
     )
+    join: tuple[str, ...] = _setting(
+        (),
+        parse_urls,
+        "URL,...",
+        "Client URLs of a running cluster to be added to, at the first start.",
+        group="Cluster",
+    )
+    force_new_cluster: bool = _setting(
+        False,
+        parse_flag,
+        "true|false",
+        "After the majority is lost for good: go on alone with the data that is here. The other "
+        "members must never come back.",
+        group="Cluster",
+    )
+    discovery_srv: str = _setting(
+        "",
+        parse_text,
+        "DOMAIN",
+        "Domain whose SRV records name the first members, instead of --initial-cluster.",
+        group="Cluster",
+    )
+    discovery_srv_name: str = _setting(
+        "",
+        parse_text,
+        "NAME",
+        "Suffix of the service that is asked for: _etcd-server-NAME._tcp.DOMAIN.",
+        group="Cluster",
+    )
+    discovery_resolver: str = _setting(
+        "",
+        parse_text,
+        "HOST:PORT",
+        "Name server to ask.  [default: those of this machine]",
+        group="Cluster",
+    )
+    feature_level: int = _setting(
+        limits.FEATURE_LEVEL,
+        parse_integer,
+        "N",
+        "Newest features to take part in; a lower one keeps a downgrade possible.",
+        group="Cluster",
+    )
     backup_dir: str = _setting(
         "",
         parse_text,
@@ -636,6 +679,7 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "snapshot_catchup_entries": (0, 10_000_000),
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
+    "feature_level": (0, limits.FEATURE_LEVEL),
     "backup_interval": (1_000, 366 * 24 * 60 * 60 * 1000),
     "backup_keep": (1, limits.BACKUPS_KEPT_MAX),
     "archive_interval": (100, 24 * 60 * 60 * 1000),
@@ -675,6 +719,12 @@ def _check_config(config: ServerConfig) -> None:
 def _check_cluster(config: ServerConfig) -> None:
     if not config.initial_cluster_token:
         _reject("initial_cluster_token", "must not be empty")
+    if config.join and (config.discovery_srv or config.initial_cluster):
+        _reject("join", "learns the members from the cluster; leave out what else names them")
+    if config.discovery_srv and config.initial_cluster:
+        _reject("discovery_srv", "and --initial-cluster both name the first members; give one")
+    if config.discovery_srv_name and not config.discovery_srv:
+        _reject("discovery_srv_name", "needs --discovery-srv")
     if not config.initial_cluster:
         return
     members = config.founding_members

@@ -22,7 +22,7 @@ from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
 from raftkv.server.opening import begin_log
 from raftkv.storage.backend import LmdbBackend
-from raftkv.storage.datadir import DataDir
+from raftkv.storage.datadir import DataDir, format_of
 from raftkv.storage.disk import Disk, RealDisk
 from raftkv.storage.snapshots import (
     Progress,
@@ -155,6 +155,7 @@ def _fill(
         machine.rehome(encode_conf(founding.conf), founding.member_infos)
         meta = SnapshotMeta(machine.applied_index, machine.applied_term, founding.conf)
         snapshots = SnapshotStore.open(disk, data.snapshots_path, cluster_id=identity.cluster_id)
+        snapshots.format = format_of(machine.level)
         wal, _ = Wal.open(
             disk, data.wal_path, identity=identity, segment_bytes=config.wal_segment_bytes
         )

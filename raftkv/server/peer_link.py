@@ -16,6 +16,7 @@ from raftkv.server.frames import (
     Hello,
     check_welcome,
     frame_header,
+    welcome_level,
 )
 
 _REASON_BYTES_MAX = PEER_HELLO_BYTES_MAX // 2
@@ -188,6 +189,8 @@ class Greeting:
 
     def __init__(self, hello: Hello) -> None:
         self.hello = hello
+        self.level = 0
+        """Feature level of the answerer, once it has answered."""
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self, link: PeerLink) -> None:
@@ -203,6 +206,7 @@ class Greeting:
             raise PeerError("a frame before it was asked for", kind=kind)
         if kind == FrameKind.WELCOME:
             check_welcome(payload, self.hello)
+            self.level = welcome_level(payload)
             self._answer.set_result(None)
         elif kind == FrameKind.REFUSED:
             reason = payload[:_REASON_BYTES_MAX].decode(errors="replace")

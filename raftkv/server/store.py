@@ -86,10 +86,6 @@ class StoreStats:
     auto_compactions: int = 0
     backups_made: int = 0
     backup_failures: int = 0
-    backup_last_success_seconds: int = 0
-    """Wall clock, seconds since 1970; 0: none since the start."""
-    backup_last_bytes: int = 0
-    archive_index: int = 0
     archive_bytes_written: int = 0
     archive_failures: int = 0
     archive_gaps: int = 0
@@ -134,8 +130,20 @@ class Store(Protocol):
     def members(self) -> list[MemberInfo]:
         """Members, ordered by id."""
 
-    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
-        """Add a member and wait until the change is applied here."""
+    async def add_member(
+        self,
+        name: str,
+        peer_urls: tuple[str, ...],
+        learner: bool,
+        *,
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> MemberInfo:
+        """Add a member and wait until the change is applied here.
+
+        `promote`: have the leader make the learner a voter once it has caught up; ChangeRefused
+        while not every member knows how. `instead_of`: remove that member in the same step.
+        """
 
     async def remove_member(self, member_id: int) -> None:
         """Remove a member and wait until the change is applied here."""
