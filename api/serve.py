@@ -9,12 +9,13 @@ import signal
 from collections.abc import Callable
 
 from raftkv.api.listener import Listener, start_listeners
-from raftkv.errors import RaftkvError
+from raftkv.errors import ConfigError, RaftkvError
 from raftkv.server.config import ServerConfig
 from raftkv.server.disaster import open_alone
 from raftkv.server.discovery import discovered
 from raftkv.server.member import Member
 from raftkv.server.opening import open_member
+from raftkv.server.tls.settings import check_exposure
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,19 @@ def run(config: ServerConfig, on_started: Callable[[Member], None] | None = None
 async def serve(config: ServerConfig, on_started: Callable[[Member], None] | None = None) -> None:
     """See `run`; on a loop that runs already."""
     loop = asyncio.get_running_loop()
+    fresh = not config.data_directory.exists()
+    if fresh:
+        check_exposure(config, access_control=False)
     opened = await (open_alone if config.force_new_cluster else open_member)(
         await discovered(config)
     )
+    try:
+        if not fresh:
+            check_exposure(config, access_control=opened.machine.auth.enabled)
+    except ConfigError:
+        opened.wal.close()
+        opened.close(clean=True)
+        raise
     member = Member(config, opened, loop)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

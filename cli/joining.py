@@ -7,8 +7,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from raftkv.cli.exits import FAILED
-from raftkv.cli.output import Failure, note
-from raftkv.cli.session import Session, guarded
+from raftkv.cli.output import Failure, Output, note
+from raftkv.cli.session import TIMEOUT_DEFAULT, Session, guarded
 from raftkv.limits import VOTERS_MAX
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ JOIN_PATIENCE_SECONDS = 30.0
 """How long a cluster that cannot take the member on just now is asked again."""
 
 
-def joined(config: ServerConfig, session: Session) -> ServerConfig:
+def joined(config: ServerConfig, user: str, token: str) -> ServerConfig:
     """`config` with the cluster that --join points at; unchanged once this member has data."""
+    session = Session("", TIMEOUT_DEFAULT, Output("table"), user, token, _tls(config))
     directory = config.data_directory
     if not config.join or any((directory / "snapshots").glob("*.snapshot")):
         return config
@@ -44,6 +45,17 @@ def joined(config: ServerConfig, session: Session) -> ServerConfig:
             return members
 
     return described(config, guarded(lambda: asyncio.run(work())))
+
+
+def _tls(config: ServerConfig) -> dict[str, str]:
+    """The member's own files serve it as a client, too."""
+    files = {
+        "cacert": config.trusted_ca_file or config.peer_trusted_ca_file,
+        "cert": config.cert_file,
+        "key": config.key_file,
+    }
+    secure = any(url.startswith("https:") for url in config.join)
+    return {name: path for name, path in files.items() if path and secure}
 
 
 def described(config: ServerConfig, members: tuple[Member, ...]) -> ServerConfig:

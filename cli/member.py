@@ -96,9 +96,9 @@ def add(
 def replace(session: Session, which: str, peer_urls: tuple[str, ...], name: str | None) -> None:
     """Put a new member in the place of a lost one.
 
-    In one step the old member is removed and the new one added as a learner, which the leader promotes once it
-    has caught up. Without PEER_URL it is reached where the old one was. Then start it, with an
-    empty data directory; the old one must not come back.
+    In one step the old member is removed and the new one added, as a learner which the leader
+    promotes once it has caught up. Without PEER_URL it is reached where the old one was. Then
+    start it, with an empty data directory; the old one must not come back.
     """
 
     async def work(client: AsyncClient) -> tuple[Member, str, tuple[Member, ...]]:

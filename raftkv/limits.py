@@ -105,6 +105,7 @@ SPACE_LOW_AT: Final = 0.8
 SPACE_LOW_UNTIL: Final = 0.75
 SPACE_FREE_AT: Final = 0.95
 SPACE_SLOW_SHARE: Final = 4
+SHRINK_CATCH_UP_SECONDS: Final = 120
 
 # Automatic compaction (etcd: every 5 min by revisions, ten samples a period by age).
 AUTO_COMPACTION_SECONDS: Final = 300
@@ -135,6 +136,8 @@ SNAPSHOT_ATTEMPTS_MAX: Final = 6
 
 # Doors.
 CONNECTIONS_MAX: Final = 20_000
+RATE_BURST_SECONDS: Final = 2
+RATE_CLIENTS_MAX: Final = 10_000
 HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
 HTTP_TARGET_BYTES_MAX: Final = 200 * KIB
@@ -185,6 +188,15 @@ GRPC_KEEPALIVE_TIMEOUT_SECONDS: Final = 20
 ETCD_RANGE_BYTES_MAX: Final = 512 * MIB
 ETCD_LEASE_TTL_SECONDS_MIN: Final = 2  # etcd: 1.5 election timeouts, rounded up
 ETCD_KEEP_ALIVES_WAITING_MAX: Final = 1000
+
+# TLS. Handshakes under way at a time; past that the oldest gives way.
+TLS_HANDSHAKE_SECONDS: Final = 5.0
+TLS_HANDSHAKES_MAX: Final = 512
+TLS_PEER_HANDSHAKES_MAX: Final = 64
+TLS_HANDSHAKE_BYTES_MAX: Final = 128 * KIB
+TLS_RECORD_BYTES_MAX: Final = 16 * KIB  # RFC 8446, section 5.1
+TLS_RELOAD_SECONDS: Final = 1.0
+TLS_CAUSES_MAX: Final = 256
 
 # Watches.
 WATCHERS_MAX: Final = 100_000

@@ -346,6 +346,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "db_used_bytes": WHOLE,
             "quota_bytes": WHOLE,
             "space_low": FLAG,
+            "shrink": {"type": ["object", "null"]},
             "wal_bytes": WHOLE,
             "backup_last_success_seconds": WHOLE,
             "backup_last_bytes": WHOLE,
@@ -369,6 +370,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         {**MEMBER, "members": items("Member"), "revision": REVISION}, MATCH
     ),
     "Leader": closed({"leader": ID}),
+    "Shrunk": closed({"before_bytes": WHOLE, "after_bytes": WHOLE}),
     "CompactAnswer": closed({"compact_revision": WHOLE, "revision": REVISION}),
     "Auth": closed(
         {

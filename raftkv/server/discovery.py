@@ -1,8 +1,9 @@
 """The first members of a cluster out of DNS: SRV records, under the names that etcd gives them.
 
-`_etcd-server._tcp.DOMAIN` lists hosts and ports; with a suffix, `_etcd-server-SUFFIX._tcp.DOMAIN`.
-Each record is a member. Which one we are is told by our own peer URL: its host and port are those
-of a record, or its host has an address in common with a record's.
+`_etcd-server._tcp.DOMAIN` lists hosts and ports, `_etcd-server-ssl._tcp.DOMAIN` those that speak
+TLS, which is asked for when our own peer URL is https; a suffix is put before the `._tcp`. Each
+record is a member. Which one we are is told by our own peer URL: its host and port are those of a
+record, or its host has an address in common with a record's.
 
 All members have to found the same cluster from what they are told, so each is called HOST:PORT as
 in its record until it announces the name that it was given.
@@ -15,6 +16,7 @@ import dataclasses
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from raftkv.errors import ConfigError
 from raftkv.limits import DISCOVERY_SECONDS, VOTERS_MAX
@@ -31,7 +33,12 @@ AddressesOf = Callable[[str], set[str]]
 def service(config: ServerConfig) -> str:
     """The name whose SRV records are asked for."""
     suffix = f"-{config.discovery_srv_name}" if config.discovery_srv_name else ""
-    return f"_etcd-server{suffix}._tcp.{config.discovery_srv.rstrip('.')}"
+    ssl = "-ssl" if _scheme(config) == "https" else ""
+    return f"_etcd-server{ssl}{suffix}._tcp.{config.discovery_srv.rstrip('.')}"
+
+
+def _scheme(config: ServerConfig) -> str:
+    return urlsplit(config.advertised_peer_urls[0]).scheme
 
 
 async def discovered(config: ServerConfig) -> ServerConfig:
@@ -105,14 +112,15 @@ def described(
             "give its peer URL with --initial-advertise-peer-urls",
             setting="discovery-srv",
         )
-    initial = ",".join(f"{host}:{port}=http://{host}:{port}" for host, port in targets)
+    scheme = _scheme(config)
+    initial = ",".join(f"{host}:{port}={scheme}://{host}:{port}" for host, port in targets)
     host, port = own[0]
     return dataclasses.replace(
         config,
         data_dir=str(config.data_directory),
         name=f"{host}:{port}",
         initial_cluster=initial,
-        initial_advertise_peer_urls=(f"http://{host}:{port}",),
+        initial_advertise_peer_urls=(f"{scheme}://{host}:{port}",),
         discovery_srv="",
         discovery_srv_name="",
     )

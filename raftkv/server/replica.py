@@ -342,7 +342,8 @@ class Replica:
 
     def turn(self) -> None:
         """Do everything that is due now. Calls `wake` if something is left for another turn."""
-        self._awake = True
+        # Whoever hears an answer may ask for more at once: that is for another turn.
+        self._awake = False
         around, node = self._around, self.node
         if self._commands and (
             self._writes_in_flight < WRITES_IN_FLIGHT_MAX or node.role is not Role.LEADER
@@ -360,7 +361,6 @@ class Replica:
             self._apply_committed()
         for done, answer in self._take_answers():
             done(answer)
-        self._awake = False
         if self.hub.pump() or node.has_ready() or self._can_apply():
             self._wake()
 
@@ -710,6 +710,8 @@ class Replica:
         self.stats.snapshots_installed += 1
         self.hashes.reset()
         self.pending.jumped(meta.index)
+        if self.lessor.leading:
+            self._leases.installed(self._lease_ttls())
         self.hub.reset_after_install()
         self._around.members_changed()
         self._applied_up_to(meta.index)

@@ -16,6 +16,7 @@ from raftkv.errors import RaftkvError
 if TYPE_CHECKING:
     from raftkv.machine.commands import Command
     from raftkv.machine.machine import Machine
+    from raftkv.server.shrink import Shrunk
     from raftkv.server.watch import Watch, WatchSink, WatchSpec
 
 Done = Callable[[Any], None]
@@ -153,6 +154,9 @@ class Store(Protocol):
 
     async def transfer_leader(self, to: int | None) -> int:
         """Hand leadership over; to None: to the most advanced follower. The new leader's id."""
+
+    async def shrink(self) -> Shrunk:
+        """Give free space inside this member's tables back to the disk; joins one under way."""
 
     async def snapshot(self) -> SnapshotStream:
         """A consistent image made beside the traffic."""

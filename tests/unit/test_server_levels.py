@@ -172,6 +172,12 @@ def srv(**settings: str) -> ServerConfig:
 def test_srv_records_found_one_cluster_whoever_reads_them() -> None:
     assert service(srv()) == "_etcd-server._tcp.example.test"
     assert service(srv(discovery_srv_name="x")) == "_etcd-server-x._tcp.example.test"
+    urls = ("https://one.example.test:2380",)
+    secure = ServerConfig(
+        discovery_srv="example.test", discovery_srv_name="x", initial_advertise_peer_urls=urls,
+        listen_peer_urls=urls, peer_auto_tls=True,
+    )  # fmt: skip
+    assert service(secure) == "_etcd-server-ssl-x._tcp.example.test"
     targets = [("one.example.test", 2380), ("two.example.test", 2380)]
     config = described(srv(), targets, lambda host: set())
     assert config.name == "one.example.test:2380"
