@@ -18,7 +18,10 @@ from raftkv.consensus.codec import decode_change, encode_change
 from raftkv.consensus.confchange import ChangeRejected, changed, is_joint, is_voter, members
 from raftkv.consensus.types import ChangeKind, ConfigChange, ConfState, Entry, EntryKind, HardState
 from raftkv.errors import ConfigError
+from raftkv.server.config import split_url
+from raftkv.server.introduction import ask_introduction
 from raftkv.server.opening import conf_of, open_member
+from raftkv.server.tls.settings import peer_tls
 from raftkv.storage.datadir import FORMAT_NAME
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ async def open_alone(config: ServerConfig) -> Opened:
         )
     opened = await open_member(config)
     try:
+        await _refuse_company(config, opened)
         if not force_new_cluster(opened):
             log.warning(
                 "this member is alone in its cluster already; leave --force-new-cluster out from "
@@ -48,6 +52,30 @@ async def open_alone(config: ServerConfig) -> Opened:
         opened.wal.close()
         opened.close(clean=True)
     return await open_member(config)
+
+
+async def _refuse_company(config: ServerConfig, opened: Opened) -> None:
+    """Raise ConfigError when another member answers: it is not lost, and must not be left behind.
+
+    So the setting does no harm where it was forgotten after the members that were lost came back.
+    """
+    addresses = [
+        split_url(url)
+        for info in opened.machine.members()
+        if info.member_id != opened.identity.member_id
+        for url in info.peer_urls
+    ]
+    if not addresses:
+        return
+    try:
+        cluster_id, _ = await ask_introduction(addresses, seconds=0, tls=peer_tls(config))
+    except ConfigError:
+        return
+    if cluster_id == opened.identity.cluster_id:
+        raise ConfigError(
+            "--force-new-cluster is for the last member that is left, but another member of this "
+            "cluster answers; leave the option out, or stop the others for good first"
+        )
 
 
 def alone(conf: ConfState, own: int) -> list[ConfigChange]:

@@ -85,11 +85,16 @@ async def test_a_survivor_goes_on_alone_when_told_to(tmp_path: Path) -> None:
         survivor = cluster.members[0]
         await put(cluster, survivor, "kept")
         await cluster.equal_hashes()
+        plain = survivor.arguments
+        survivor.kill()
+        survivor.arguments = [*plain, "--force-new-cluster", "true"]
+        survivor.start()
+        assert survivor.process is not None
+        assert await asyncio.to_thread(survivor.process.wait, 20) == exits.USAGE
+        assert "but another member of this cluster answers" in survivor.output()
         for member in cluster.members:
             member.kill()
         lost, cluster.members = cluster.members[1:], [survivor]
-        plain = survivor.arguments
-        survivor.arguments = [*plain, "--force-new-cluster", "true"]
         survivor.start()
         await cluster.ready(survivor)
         assert "this member goes on alone" in survivor.log_path.read_text()
