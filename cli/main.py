@@ -43,6 +43,9 @@ COMMANDS = {
     "snapshot": Lazy(
         "raftkv.cli.snapshot:snapshot", "Save, check and restore the whole store.", "Cluster"
     ),
+    "backup": Lazy(
+        "raftkv.cli.backup:backup", "Folders of backups, and a restore to any moment.", "Cluster"
+    ),
     "completion": Lazy(
         "raftkv.cli.completion:completion", "Print the completion script of a shell.", "Other"
     ),

@@ -42,7 +42,8 @@ SUPPORTED_ELSEWHERE: Final = {
     "advertise-client-urls", "auth-token", "auth-token-ttl", "auto-compaction-mode",
     "auto-compaction-retention", "auto-tls", "cert-file", "cipher-suites",
     "client-cert-allowed-hostname", "client-cert-auth", "client-crl-file", "cors", "data-dir",
-    "election-timeout", "heartbeat-interval", "host-whitelist", "initial-advertise-peer-urls",
+    "discovery-srv", "discovery-srv-name", "election-timeout", "force-new-cluster",
+    "heartbeat-interval", "host-whitelist", "initial-advertise-peer-urls",
     "initial-cluster", "initial-cluster-state", "initial-cluster-token", "key-file",
     "listen-client-urls", "listen-peer-urls", "log-format", "log-level", "name", "peer-auto-tls",
     "peer-cert-allowed-cn", "peer-cert-allowed-hostname", "peer-cert-file",
@@ -130,8 +131,6 @@ REFUSED: Final[dict[str, str]] = {
     "listen-metrics-urls": "`/metrics` and `/health` are at `--listen-client-urls`",
     "discovery": "name the members in `--initial-cluster`",
     "discovery-proxy": "name the members in `--initial-cluster`",
-    "discovery-srv": "name the members in `--initial-cluster`",
-    "discovery-srv-name": "name the members in `--initial-cluster`",
     "discovery-token": "name the members in `--initial-cluster`",
     "discovery-endpoints": "name the members in `--initial-cluster`",
     "discovery-cert": "name the members in `--initial-cluster`",
@@ -148,7 +147,6 @@ REFUSED: Final[dict[str, str]] = {
     "peer-client-key-file": "a member has one certificate for both directions",
     "peer-skip-client-san-verification": "certificates are verified in full",
     "enable-pprof": "profile from outside, with py-spy",
-    "force-new-cluster": "restore a snapshot: `raftkv snapshot restore`",
 }
 """Flags that ask for something that would be missed, and what to do instead."""
 

@@ -16,6 +16,7 @@ from raftkv.server.frames import (
     Hello,
     check_welcome,
     frame_header,
+    welcome_level,
 )
 from raftkv.server.tls.identity import Identity
 
@@ -197,6 +198,8 @@ class Greeting:
 
     def __init__(self, hello: Hello) -> None:
         self.hello = hello
+        self.level = 0
+        """Feature level of the answerer, once it has answered."""
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self, link: PeerLink) -> None:
@@ -212,6 +215,7 @@ class Greeting:
             raise PeerError("a frame before it was asked for", kind=kind)
         if kind == FrameKind.WELCOME:
             check_welcome(payload, self.hello)
+            self.level = welcome_level(payload)
             self._answer.set_result(None)
         elif kind == FrameKind.REFUSED:
             reason = payload[:_REASON_BYTES_MAX].decode(errors="replace")

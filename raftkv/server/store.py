@@ -86,6 +86,12 @@ class StoreStats:
     stalls: int = 0
     batches_held_back: int = 0
     auto_compactions: int = 0
+    backups_made: int = 0
+    backup_failures: int = 0
+    archive_bytes_written: int = 0
+    archive_failures: int = 0
+    archive_gaps: int = 0
+    archive_files_dropped: int = 0
     wal_fsync_times: Histogram = field(default_factory=Histogram)
     table_commit_times: Histogram = field(default_factory=Histogram)
     peers: TransportStats | None = None
@@ -137,8 +143,20 @@ class Store(Protocol):
     def members(self) -> list[MemberInfo]:
         """Members, ordered by id."""
 
-    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
-        """Add a member and wait until the change is applied here."""
+    async def add_member(
+        self,
+        name: str,
+        peer_urls: tuple[str, ...],
+        learner: bool,
+        *,
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> MemberInfo:
+        """Add a member and wait until the change is applied here.
+
+        `promote`: have the leader make the learner a voter once it has caught up; ChangeRefused
+        while not every member knows how. `instead_of`: remove that member in the same step.
+        """
 
     async def remove_member(self, member_id: int) -> None:
         """Remove a member and wait until the change is applied here."""

@@ -54,6 +54,7 @@ from raftkv.server.frames import (
 )
 from raftkv.server.introduction import ask_introduction as ask_introduction
 from raftkv.server.introduction import encode_introduction
+from raftkv.server.levels import PeerLevels
 from raftkv.server.peer_link import Greeting, LinkOwner, LinkStats, PeerLink
 from raftkv.server.snapshot_stream import (
     SNAPSHOT_FRAME_BYTES_MAX,
@@ -384,6 +385,7 @@ class Transport:
         snapshots: SnapshotStore | None = None,
         snapshot_executor: Executor | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
+        levels: PeerLevels | None = None,
         tls: PeerTls | None = None,
     ) -> None:
         """`snapshots` takes what peers send; without it snapshots are declined.
@@ -415,6 +417,7 @@ class Transport:
             1, thread_name_prefix="raftkv-snapshot-in"
         )
         self._send_executor = ThreadPoolExecutor(2, thread_name_prefix="raftkv-snapshot-out")
+        self._levels = levels or PeerLevels()
         self._tls = tls
         # Two threads: strangers who knock must not keep this member from dialling.
         self._accepting = None if tls is None else _desk("a peer")
@@ -618,7 +621,7 @@ class Transport:
         known = self.peers.get(peer)
         if known is None:
             raise PeerError(f"member {peer:016x} is no peer")
-        hello = Hello(self.cluster_id, self.member_id, peer, purpose)
+        hello = Hello(self.cluster_id, self.member_id, peer, purpose, level=self._levels.own)
         failure: Exception = PeerError("no address")
         for host, port in list(known.addresses):
             self.stats.dialled += 1
@@ -639,6 +642,9 @@ class Transport:
                 else:
                     await self.loop.create_connection(lambda: link, host, port)
                 await greeting.wait(link)
+                reason = self._levels.refusal(hello.target, greeting.level)
+                if reason is not None:
+                    raise PeerError(reason)
         except BaseException:
             link.fail(PeerError("not welcome"))
             raise
@@ -729,7 +735,9 @@ class Transport:
         if kind != FrameKind.HELLO:
             raise PeerError("not a raftkv member")
         hello = decode_hello(payload)
-        reason = refusal(hello, cluster_id=self.cluster_id, member_id=self.member_id)
+        reason = refusal(
+            hello, cluster_id=self.cluster_id, member_id=self.member_id
+        ) or self._levels.refusal(hello.source, hello.level)
         if reason is not None:
             link.refuse(reason)
             return
@@ -741,7 +749,9 @@ class Transport:
             self._accepted[link] = None
         link.peer = hello.source
         link.open()
-        welcome = encode_welcome(hello, cluster_id=self.cluster_id, member_id=self.member_id)
+        welcome = encode_welcome(
+            hello, cluster_id=self.cluster_id, member_id=self.member_id, level=self._levels.own
+        )
         if hello.purpose is Purpose.MESSAGES:
             older = self._incoming.get(hello.source)
             self._incoming[hello.source] = link

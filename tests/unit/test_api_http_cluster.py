@@ -29,11 +29,24 @@ class Cluster(LocalStore):
         self.others: dict[int, MemberInfo] = {}
         self.ailments: dict[str, str] = {}
         self.no_leader = False
+        self.to_be_promoted = False
 
     def members(self) -> list[MemberInfo]:
         return [*super().members(), *self.others.values()]
 
-    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+    async def add_member(
+        self,
+        name: str,
+        peer_urls: tuple[str, ...],
+        learner: bool,
+        *,
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> MemberInfo:
+        if promote:
+            self.to_be_promoted = True
+        if instead_of is not None:
+            await self.remove_member(instead_of)
         member = MemberInfo(7, name, peer_urls, (), learner, False, match_index=0)
         self.others[7] = member
         return member
