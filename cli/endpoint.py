@@ -93,7 +93,7 @@ def _status_row(status: Answer) -> tuple[Any, ...]:
 @click.command()
 @common_options
 def hashkv(session: Session) -> None:
-    """Show the hash of each endpoint's keys, as of now."""
+    """Show the hash of each endpoint's keys."""
     found = _each(session, "HashKV", "maintenance/hashkv", {})
     if session.output.etcd:
         etcd_calls.show(session, "hashes", found)
