@@ -73,7 +73,7 @@ STEPS: Final[list[Step]] = [
     ("del none", "del none"),
     ("watch KEY --from REV -n 4 --prev", "watch KEY --rev REV --prev-kv"),
     ("lease revoke ID", "lease revoke ID"),
-    ("lease grant 100 --id 77", "lease grant 100"),
+    ("lease grant 100", "lease grant 100"),
     ("member list", "member list"),
     ("endpoint status", "endpoint status"),
     ("endpoint health", "endpoint health"),
