@@ -60,7 +60,7 @@ def post_quota(x: Exchange) -> None:
         raise InvalidRequest(f"key_encoding must be one of {', '.join(ENCODINGS)}")
     kind = QuotaKind.USER if prefix is None else QuotaKind.PREFIX
     name = user.encode() if prefix is None else decode_text(prefix, body["key_encoding"], "prefix")
-    check_agreed(x.door.store, QUOTAS_LEVEL, "a quota of a prefix or a user")
+    check_agreed(x, QUOTAS_LEVEL, "a quota of a prefix or a user")
     command = quota_set(kind, name, body["keys"], body["bytes"], once=once_key(x))
     x.caller.propose(command, partial(_set, x))
 
