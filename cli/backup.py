@@ -50,7 +50,8 @@ def folders_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 def base(session: Session, folder: Path) -> None:
     """Put a snapshot of the store into a folder.
 
-    Archived log brings it to any later moment: see `raftkv backup restore`.
+    It comes from any member. Archived log brings it to any later moment: see `raftkv backup
+    restore`.
     """
     with progress_bar("saving a base") as progress:
 
@@ -76,7 +77,10 @@ def base(session: Session, folder: Path) -> None:
 @folders_argument
 @common_options
 def list_(session: Session, folders: tuple[str, ...], cluster: str | None) -> None:
-    """Tell what folders hold."""
+    """Tell what folders hold.
+
+    Bases, archived log, and what is missing between.
+    """
     tool = _tool()
     found: dict[int, Any] = guarded(lambda: tool.look(folders))
     wanted = None if cluster is None else _cluster_id(cluster)
@@ -113,7 +117,10 @@ def _rows(tool: Any, cluster_id: int, holdings: Any) -> list[dict[str, Any]]:
 @folders_argument
 @common_options
 def verify(session: Session, folders: tuple[str, ...], cluster: str | None) -> None:
-    """Read all of it, and tell what is damaged."""
+    """Read all of it, and tell what is damaged.
+
+    Every checksum is compared; the exit code is 1 when anything is wrong.
+    """
     tool = _tool()
 
     def work() -> tuple[int, Any, list[str]]:
@@ -150,8 +157,9 @@ def restore(
 ) -> None:
     """Make a new data directory as of a moment.
 
-    Run it for each member of the new cluster, as `raftkv snapshot restore`, each time with the
-    same folders and the same moment. The cluster is a new one.
+    Without a moment it is the end of what is archived. Run it for each member of the new cluster,
+    as `raftkv snapshot restore`, each time with the same folders and the same moment. The cluster
+    is a new one.
     """
     if to_revision is not None and to_time is not None:
         raise click.UsageError("give --to-revision or --to-time, not both")

@@ -94,6 +94,11 @@ class Exchange:
         return self._connection is None
 
     @property
+    def level(self) -> int:
+        """The feature level that all members know."""
+        return self.door.store.level
+
+    @property
     def machine(self) -> Machine:
         """The state as applied here, for what `needs` covers."""
         return self.door.store.machine

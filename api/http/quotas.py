@@ -16,6 +16,8 @@ from raftkv.errors import InvalidRequest, RaftkvError
 from raftkv.machine.quota_commands import quota_set
 from raftkv.machine.quotas import Quota, QuotaKind
 from raftkv.machine.results import QuotaResult
+from raftkv.server.levels import QUOTAS as QUOTAS_LEVEL
+from raftkv.server.levels import check_agreed
 
 QUOTA: Final = (
     Field("prefix", "text", "Keys that begin with this; empty: all keys."),
@@ -58,6 +60,7 @@ def post_quota(x: Exchange) -> None:
         raise InvalidRequest(f"key_encoding must be one of {', '.join(ENCODINGS)}")
     kind = QuotaKind.USER if prefix is None else QuotaKind.PREFIX
     name = user.encode() if prefix is None else decode_text(prefix, body["key_encoding"], "prefix")
+    check_agreed(x, QUOTAS_LEVEL, "a quota of a prefix or a user")
     command = quota_set(kind, name, body["keys"], body["bytes"], once=once_key(x))
     x.caller.propose(command, partial(_set, x))
 

@@ -7,14 +7,15 @@ the level is agreed, so no member ever finds a command in its log that it does n
 never goes down: from then on, an older program is refused, by the peers and by the files.
 
     0  what there was before levels: programs that tell none
-    1  levels themselves, and learners that are promoted by the leader once they have caught up
+    1  levels themselves; learners that are promoted by the leader once they have caught up; quotas
+       of prefixes and users
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from raftkv.errors import ChangeRefused, FormatError, check
 from raftkv.limits import FEATURE_LEVEL
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 check(format_of(FEATURE_LEVEL) == FORMAT_VERSION, "a new level is a new format of the files")
 AUTO_PROMOTION: Final = 1
 """First level at which learners are promoted by the leader."""
+QUOTAS: Final = 1
+"""First level at which prefixes and users have quotas."""
 
 
 @dataclass(slots=True)
@@ -76,11 +79,20 @@ def check_known(agreed: int, own: int, path: str) -> None:
         )
 
 
-def check_agreed(machine: Machine, level: int, what: str) -> None:
+class HasLevel(Protocol):
+    """A machine, or the store around it."""
+
+    @property
+    def level(self) -> int:
+        """The level that is agreed."""
+
+
+def check_agreed(store: HasLevel, level: int, what: str) -> None:
     """Raise ChangeRefused unless every member is known to know `level`."""
-    if machine.level < level:
+    agreed = store.level
+    if agreed < level:
         raise ChangeRefused(
-            f"{what} needs feature level {level}, and the cluster has agreed on {machine.level}: "
+            f"{what} needs feature level {level}, and the cluster has agreed on {agreed}: "
             "some member is of an older version or was not seen yet (`raftkv status --cluster`)"
         )
 

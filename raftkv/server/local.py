@@ -19,6 +19,7 @@ from raftkv.errors import ChangeRefused, LeaseNotFound, RaftkvError, Stopping, c
 from raftkv.limits import (
     BATCH_BYTES_MAX,
     BATCH_COMMANDS_MAX,
+    FEATURE_LEVEL,
     KIB,
     LEASE_REVOKES_PER_BATCH,
     SNAPSHOT_CHUNK_BYTES,
@@ -74,6 +75,9 @@ class LocalStore:
         self._timer.cancel()
 
     # ---- Store -------------------------------------------------------------------------------
+
+    level = FEATURE_LEVEL
+    """Nobody else has to know what this program knows."""
 
     def stamp(self) -> tuple[int, int, int]:
         return self.machine.revision, TERM, self.member_id

@@ -235,6 +235,11 @@ class Member:
 
     # -- Store -----------------------------------------------------------------------------------
 
+    @property
+    def level(self) -> int:
+        """See `Store.level`."""
+        return self.machine.level
+
     def stamp(self) -> tuple[int, int, int]:
         """See `Store.stamp`."""
         return self.machine.revision, self.node.term, self.member_id

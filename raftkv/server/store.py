@@ -113,6 +113,10 @@ class Store(Protocol):
     machine: Machine
     stats: StoreStats
 
+    @property
+    def level(self) -> int:
+        """The feature level that all members know; see `raftkv.server.levels`."""
+
     def stamp(self) -> tuple[int, int, int]:
         """(revision, term, member id), for the headers of an answer."""
 
