@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 from raftkv.api.callers import TOKEN_NEEDED, Caller, KnownCaller, review
 from raftkv.api.http.refusals import ForeignOrigin, UnsupportedMediaType
 from raftkv.api.login import LoginDesk
+from raftkv.api.observe import open_observer
 from raftkv.api.tokens import RandomTokens, Tokens, bearer, invalid, make_tokens, wall_ms
 from raftkv.errors import InvalidAuthToken, PermissionDenied
 from raftkv.limits import CALLERS_MAX, TOKEN_TTL_SECONDS_DEFAULT
@@ -33,6 +34,7 @@ from raftkv.server.passwords import Passwords
 from raftkv.server.token_spec import parse_token_spec
 
 if TYPE_CHECKING:
+    from raftkv.api.observe import Observer
     from raftkv.server.config import ServerConfig
     from raftkv.server.store import Done, Store
     from raftkv.server.watch import Watch
@@ -89,10 +91,13 @@ class Gate:
         tokens: Tokens | None = None,
         passwords: Passwords | None = None,
         clock_ms: Callable[[], int] = wall_ms,
+        observer: Observer | None = None,
     ) -> None:
         self._machine = store.machine
         self._store = store
         self._clock_ms = clock_ms
+        self.observer = observer
+        """Who follows requests for the audit log and for traces, if anybody does."""
         self.tokens = tokens or RandomTokens(store, TOKEN_TTL_SECONDS_DEFAULT)
         self.passwords = passwords or Passwords()
         self.logins = LoginDesk(store, self.passwords, self.tokens, asyncio.get_running_loop().time)
@@ -181,6 +186,8 @@ class Gate:
     def close(self) -> None:
         """The member stops."""
         self.passwords.close()
+        if self.observer is not None:
+            self.observer.close()
 
     # -- web pages -------------------------------------------------------------------------------
 
@@ -216,7 +223,8 @@ class Gate:
 def open_gate(store: Store, config: ServerConfig) -> Gate:
     """The gate of a member, as configured. Raises ConfigError."""
     spec = parse_token_spec(config.auth_token)
-    return Gate(store, tokens=make_tokens(store, spec, config.auth_token_ttl))
+    tokens = make_tokens(store, spec, config.auth_token_ttl)
+    return Gate(store, tokens=tokens, observer=open_observer(store, config))
 
 
 class _Remembered:

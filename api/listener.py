@@ -18,6 +18,7 @@ from raftkv.errors import ConfigError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS, HTTP_REQUEST_SECONDS
 
 if TYPE_CHECKING:
+    from raftkv.api.gate import Gate
     from raftkv.server.config import ServerConfig
     from raftkv.server.store import Store
 
@@ -242,13 +243,11 @@ def _bind_trouble(host: str, port: int, error: OSError) -> str:
     return f"Cannot listen on {where}: {error.strerror or error}"
 
 
-async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
+async def start_listeners(store: Store, config: ServerConfig, gate: Gate) -> list[Listener]:
     """Serve `store` on every client URL of `config`. All or none: raises `ConfigError`."""
     # The doors stand on this module, so they are only looked up when they are opened.
-    from raftkv.api.gate import open_gate
     from raftkv.api.http.door import start_http
 
-    gate = open_gate(store, config)
     listeners: list[Listener] = []
     try:
         for host, port in config.client_addresses:

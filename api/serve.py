@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Callable
 
+from raftkv.api.gate import Gate, open_gate
 from raftkv.api.listener import Listener, start_listeners
 from raftkv.errors import RaftkvError
 from raftkv.server.config import ServerConfig
@@ -44,9 +45,11 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     listeners: list[Listener] = []
+    gate: Gate | None = None
     try:
         await member.start()
-        listeners = await start_listeners(member, config)
+        gate = open_gate(member, config)
+        listeners = await start_listeners(member, config, gate)
         # What lives now lives for good: the collector need not look at it again, and a sweep of
         # the youngest objects every 700 of them would cost more than it ever frees.
         gc.collect()
@@ -70,6 +73,9 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
     finally:
         await asyncio.gather(*(listener.close(DRAIN_SECONDS) for listener in listeners))
         await member.stop()
+        if gate is not None:
+            # It writes out what waits for the audit log.
+            await loop.run_in_executor(None, gate.close)
     error = member.ended.result()
     if isinstance(error, RaftkvError):
         raise error

@@ -54,6 +54,7 @@ class EtcdDoor:
         for path, (_, stream) in self.rpcs.streams.items():
             kind = "bidi_stream" if METHODS[path].client_streaming else "server_stream"
             self.server.streaming(path, stream, kind)
+        self.server.observer = self.rpcs.gate.observer
         self.health = Health(self.server)
         Reflection(self.server, ETCD)
         self.tick()

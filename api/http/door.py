@@ -83,6 +83,9 @@ class HttpDoor:
     def handle(self, x: Exchange) -> None:
         """Find the handler of a request and let it answer. Never raises."""
         request = x.request
+        observer = self.gate.observer
+        if observer is not None:
+            x.trail = observer.begin_http(x)
         try:
             if request.refusal is not None:
                 raise request.refusal
@@ -95,12 +98,16 @@ class HttpDoor:
                 return
             route, x.places = self.router.find(request.method, path)
             x.route = route
+            if x.trail is not None:
+                x.trail.operation = route.operation
             x.query = route.read_query(request.query)
             if route.body is not None:
                 Gate.admit_json(request.headers)
             if self._machine.auth.enabled:
                 self._judge(x, route)
             else:
+                if x.trail is not None:
+                    x.caller = x.trail.follow(x.caller, route.guard(x))
                 route.handler(x)
         except Exception as error:
             self.failed(x, error)
@@ -119,6 +126,8 @@ class HttpDoor:
                 raise
             self.store.read_index(partial(self._judge_again, x, route))
             return
+        if x.trail is not None:
+            x.caller = x.trail.follow(x.caller, x.needs)
         route.handler(x)
 
     def _judge_again(self, x: Exchange, route: Route, error: RaftkvError | None) -> None:

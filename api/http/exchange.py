@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raftkv.api.http.door import HttpDoor
     from raftkv.api.http.parser import Request
     from raftkv.api.http.router import Route
+    from raftkv.api.observe import Trail
     from raftkv.machine.access import Accesses
     from raftkv.machine.machine import Machine
 
@@ -59,6 +60,7 @@ class Exchange:
         "request",
         "route",
         "streaming",
+        "trail",
     )
 
     def __init__(self, connection: HttpConnection, door: HttpDoor, request: Request) -> None:
@@ -84,6 +86,8 @@ class Exchange:
         self.places: tuple[bytes, ...] = ()
         self.query: dict[str, Any] = {}
         self.route: Route | None = None
+        self.trail: Trail | None = None
+        """Where what it does is noted down, if anybody follows it."""
 
     @property
     def ended(self) -> bool:
@@ -129,6 +133,8 @@ class Exchange:
         head = ANSWER_HEAD % (STATUS_LINES[status], door.stamp_block(), headers, media, len(body))
         connection.write(head if self._head_only else head + body)
         door.counters.count(self.route, status)
+        if self.trail is not None:
+            self.trail.answered(status)
         connection.finished(self)
 
     def empty(self, status: int, headers: bytes = b"") -> None:
@@ -144,6 +150,8 @@ class Exchange:
             b"".join((STATUS_LINES[status], self.door.stamp_block(), headers, b"\r\n"))
         )
         self.door.counters.count(self.route, status)
+        if self.trail is not None:
+            self.trail.answered(status)
         connection.finished(self)
 
     def fail(self, error: BaseException) -> None:
@@ -151,6 +159,8 @@ class Exchange:
         if self.streaming:
             self.cut_off()
             return
+        if self.trail is not None:
+            self.trail.failed(error)
         row = http_outcome(error)
         headers = b""
         if row.retry_after_seconds is not None:
@@ -192,6 +202,8 @@ class Exchange:
             STREAM_HEAD % (STATUS_LINES[status], self.door.stamp_block(), headers, media, framing)
         )
         self.door.counters.count(self.route, status)
+        if self.trail is not None:
+            self.trail.answered(status, begun=True)
         if self._head_only:
             self._chunked = False
             self.end_stream()
@@ -212,6 +224,8 @@ class Exchange:
         connection.write(head)
         connection.take_over(take)
         self.door.counters.count(self.route, 101)
+        if self.trail is not None:
+            self.trail.answered(101, begun=True)
 
     def push(self, data: bytes) -> bool:
         """Send a piece of the body. False: hold back until `on_writable`, or `writable()`."""
@@ -277,6 +291,8 @@ class Exchange:
         if self._connection is None:
             return
         self._connection = None
+        if self.trail is not None:
+            self.trail.lost()
         if self._task is not None:
             self._task.cancel()
         self.wake()

@@ -78,6 +78,17 @@ class DoorCollector(Collector):
                 listener.connections_refused,
             )
 
+        observer = self._door.gate.observer
+        audit = None if observer is None else observer.audit
+        yield CounterMetricFamily(
+            "raftkv_audit_lines", "Lines written to the audit log.", audit.lines if audit else 0
+        )
+        yield CounterMetricFamily(
+            "raftkv_audit_lines_dropped",
+            "Lines that the audit log lost, for want of time or of space.",
+            audit.dropped if audit else 0,
+        )
+
     def _store(self) -> Iterator[Metric]:
         store = self._door.store
         info = GaugeMetricFamily(

@@ -374,6 +374,41 @@ class ServerConfig:
         "Seconds after which a token that is not used ends.",
         group="Access",
     )
+    audit_log: str = _setting(
+        "",
+        parse_text,
+        "FILE",
+        "Write a line for each request to this file: who, what, outcome; never values.",
+        group="Observing",
+    )
+    audit_log_size: int = _setting(
+        limits.AUDIT_FILE_BYTES,
+        parse_size,
+        "SIZE",
+        "Begin another audit file when one has this size.",
+        group="Observing",
+    )
+    audit_log_files: int = _setting(
+        limits.AUDIT_FILES,
+        parse_integer,
+        "N",
+        "Audit files to keep, the one being written included.",
+        group="Observing",
+    )
+    trace_endpoint: str = _setting(
+        "",
+        parse_text,
+        "URL",
+        "Send traces to this OpenTelemetry collector (OTLP over HTTP); needs raftkv[otel].",
+        group="Observing",
+    )
+    trace_one_in: int = _setting(
+        1_000,
+        parse_integer,
+        "N",
+        "Trace one request in N, and all that come with a sampled traceparent.",
+        group="Observing",
+    )
     max_connections: int = _setting(
         limits.CONNECTIONS_MAX,
         parse_integer,
@@ -571,6 +606,9 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
+    "audit_log_size": (limits.KIB, 1024 * limits.GIB),
+    "audit_log_files": (1, 1_000),
+    "trace_one_in": (1, 1_000_000_000),
     "max_connections": (1, 1_000_000),
     "max_watchers": (1, 10_000_000),
 }

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from raftkv.api.gate import Gate
 from raftkv.api.http import connection as connection_module
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.door import HttpDoor, origin_form, start_http
@@ -572,14 +573,16 @@ async def test_a_bug_in_a_task_is_an_answer_too() -> None:
 
 async def test_listeners_for_every_address_or_none() -> None:
     store = LocalStore()
+    gate = Gate(store)
     listeners = await start_listeners(
         store,
         Addresses(("127.0.0.1", 0), ("127.0.0.1", 0)),  # type: ignore[arg-type]
+        gate,
     )
     assert len({one.port for one in listeners}) == 2
     taken = listeners[0].port
     with pytest.raises(ConfigError):
-        await start_listeners(store, Addresses(("127.0.0.1", 0), ("127.0.0.1", taken)))
+        await start_listeners(store, Addresses(("127.0.0.1", 0), ("127.0.0.1", taken)), gate)
     for one in listeners:
         await one.close(0)
     store.close()
@@ -591,5 +594,3 @@ class Addresses:
     def __init__(self, *addresses: tuple[str, int]) -> None:
         self.client_addresses = addresses
         self.max_connections = 100
-        self.auth_token = "simple"
-        self.auth_token_ttl = 300
