@@ -77,6 +77,11 @@ def _done(wal: Wal, item: StorageWrite | Job, written: Written) -> bool:
     return True
 
 
+def monotonic_ms() -> int:
+    """Monotonic milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
 class AppendThread:
     """Owns the write side of the log. `submit`, `run` and `close` are called on the loop."""
 
@@ -97,6 +102,8 @@ class AppendThread:
         self._on_failed = on_failed
         self._on_full = on_full
         self._full = False
+        self.busy_since_ms: int | None = None
+        """Since when it is at one write or sync, in monotonic milliseconds. Read on the loop."""
         self._closing = threading.Event()
         self._queue: SimpleQueue[StorageWrite | Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="raftkv-append", daemon=True)
@@ -138,12 +145,16 @@ class AppendThread:
     def _work(self, items: list[StorageWrite | Job]) -> bool:
         """Whether all was done; False: closing, so nobody waits for the rest."""
         sync_began: float | None = None
+        self.busy_since_ms = monotonic_ms()
         for step in append_steps(self._wal, items):
             if step is Pause.FULL:
+                self.busy_since_ms = None
                 self._tell_full(True)
                 if self._closing.wait(FULL_DISK_RETRY_SECONDS):
                     return False
+                self.busy_since_ms = monotonic_ms()
                 continue
+            self.busy_since_ms = monotonic_ms()
             self._tell_full(False)
             if step is Pause.SYNC:
                 sync_began = time.perf_counter()
@@ -153,6 +164,7 @@ class AppendThread:
                 self._stats.wal_fsyncs += 1
                 sync_began = None
             self._tell(self._on_written, step)
+        self.busy_since_ms = None
         return True
 
     def _tell_full(self, full: bool) -> None:

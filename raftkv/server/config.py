@@ -345,6 +345,13 @@ class ServerConfig:
         "Log entries kept behind a snapshot, for members that lag a little.",
         group="Storage",
     )
+    disk_stall_ms: int = _setting(
+        limits.DISK_STALL_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "A leader whose log is at one write or sync for so long gives leadership up.",
+        group="Storage",
+    )
     wal_segment_bytes: int = _setting(
         limits.WAL_SEGMENT_BYTES,
         parse_size,
@@ -601,6 +608,7 @@ def _reject(name: str, text: str, **facts: object) -> NoReturn:
 _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "heartbeat_interval": (1, 10_000),
     "election_timeout": (10, 50_000),
+    "disk_stall_ms": (100, 3_600_000),
     "snapshot_log_bytes": (limits.MIB, 1024 * limits.GIB),
     "snapshot_catchup_entries": (0, 10_000_000),
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),

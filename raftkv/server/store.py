@@ -82,6 +82,8 @@ class StoreStats:
     snapshots_sent: int = 0
     hash_checks: int = 0
     stalls: int = 0
+    disk_stalls: int = 0
+    disk_stall_handovers: int = 0
 
 
 class Store(Protocol):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.buggify import buggify
 from raftkv.consensus.types import NO_MEMBER
-from raftkv.limits import WATCH_PROGRESS_SECONDS
+from raftkv.limits import DISK_STALL_MS_DEFAULT, WATCH_PROGRESS_SECONDS
 from raftkv.machine import commands
+from raftkv.server.disk_watch import BusySince, DiskWatch, never_busy
 
 if TYPE_CHECKING:
     from raftkv.server.opening import Opened
@@ -49,13 +50,20 @@ class UpkeepSettings:
     """No snapshot before the log since the last one is larger than this."""
     snapshot_catchup_entries: int
     """Entries that a snapshot leaves in the log, for followers that are a little behind."""
+    disk_stall_ms: int = DISK_STALL_MS_DEFAULT
+    """A leader whose log is at one write or sync for so long gives leadership up."""
 
 
 class Upkeep:
     """See the module. Everything is called on the loop that owns the member."""
 
     def __init__(
-        self, settings: UpkeepSettings, replica: Replica, opened: Opened, now_ms: int
+        self,
+        settings: UpkeepSettings,
+        replica: Replica,
+        opened: Opened,
+        now_ms: int,
+        busy_since_ms: BusySince = never_busy,
     ) -> None:
         self._settings = settings
         self._replica = replica
@@ -64,6 +72,7 @@ class Upkeep:
         self._next_progress_ms = now_ms + int(WATCH_PROGRESS_SECONDS * 1000)
         self._announcing = False
         self._alarming = False
+        self._disk = DiskWatch(replica, settings.disk_stall_ms, busy_since_ms)
         self.log_disk_full = False
         """The log waits for space on its disk: told by whoever writes it."""
 
@@ -72,6 +81,7 @@ class Upkeep:
         late_ms = now_ms - self._last_tick_ms - self._settings.tick_ms
         self._last_tick_ms = now_ms
         self._watch_space()
+        self._disk.look(now_ms)
         self._replica.tick(now_ms, late_ms if late_ms >= STALL_MS_MIN else 0)
 
     def housekeeping(self, now_ms: int) -> Callable[[Wal], None] | None:
