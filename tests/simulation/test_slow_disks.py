@@ -76,21 +76,20 @@ def test_when_the_first_choice_is_no_better_another_is_asked(seed: int) -> None:
     others = [one for one in cluster.members.values() if one is not leader]
     stall(leader, 300)
     stall(others[0], 300)
-    stall(others[1], 300)
     put(leader, b"x")
     world.run(60)
     [now] = leaders(cluster)
-    assert now in others[2:], "only a disk that answers can be elected"
+    assert now in others[1:], "only a disk that answers can be elected"
     answers = put(now, b"y")
     world.run(2)
-    assert not answers or not isinstance(answers[0], RaftkvError)
+    assert answers and not isinstance(answers[0], RaftkvError)
 
 
 def test_a_member_alone_says_so_and_goes_on() -> None:
     world, _, member = cluster_of(1, 1)
-    stall(member, 10)
+    stall(member, 4)
     answers = put(member, b"x")
-    world.run(5)
+    world.run(3)
     assert member.leads and not answers
     assert member.replica.stats.disk_stalls == 1
     assert member.replica.stats.disk_stall_handovers == 0
