@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import errno
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from raftkv.api.slow import SlowRequests
 from raftkv.errors import ConfigError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS, HTTP_REQUEST_SECONDS
 
@@ -50,6 +51,9 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def under_way(self) -> Iterable[Any]:
+        """Requests that should be answered soon and are not yet; see `raftkv.api.slow`."""
+
 
 Factory = Callable[["Listener"], Connection]
 
@@ -66,6 +70,7 @@ class Listener:
         on_drain: Callable[[], None] | None = None,
         on_closed: Callable[[], None] | None = None,
         connections_max: int = CONNECTIONS_MAX,
+        slow_request_ms: int = 0,
     ) -> None:
         self.http1 = http1
         self.http2 = http2
@@ -75,6 +80,10 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         """Seconds on the loop's clock, refreshed by the sweep: precise enough for deadlines."""
+        self.slow: SlowRequests | None = None
+        if slow_request_ms:
+            self.slow = SlowRequests(slow_request_ms, self._now_ms)
+        self._looker: asyncio.TimerHandle | None = None
         self._on_sweep = on_sweep
         self._on_drain = on_drain
         self._on_closed = on_closed
@@ -106,6 +115,8 @@ class Listener:
         except OSError as error:
             raise ConfigError(_bind_trouble(host, port, error), host=host, port=port) from error
         self._schedule_sweep()
+        if self.slow is not None:
+            self._look(self.slow)
         return self
 
     @property
@@ -142,6 +153,17 @@ class Listener:
             connection.sweep(self.now)
         self._schedule_sweep()
 
+    def _now_ms(self) -> int:
+        return int(self.loop.time() * 1000)
+
+    def _look(self, slow: SlowRequests) -> None:
+        self._looker = self.loop.call_later(slow.pause_seconds, self._look, slow)
+        slow.look(self._under_way())
+
+    def _under_way(self) -> Iterator[Any]:
+        for connection in self.connections:
+            yield from connection.under_way()
+
     async def close(self, grace_seconds: float = HTTP_DRAIN_SECONDS) -> None:
         """Stop accepting, let what is under way finish within the grace, then cut off the rest."""
         if self._closed:
@@ -161,8 +183,9 @@ class Listener:
             connection.abort()
         while self.connections:
             await asyncio.sleep(0)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._looker):
+            if timer is not None:
+                timer.cancel()
         if self._server is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._server.wait_closed()
@@ -224,6 +247,9 @@ class _Sniffer(asyncio.Protocol):
         if now - self._since > HTTP_REQUEST_SECONDS and self._transport is not None:
             self._transport.abort()
 
+    def under_way(self) -> Iterable[Any]:
+        return ()
+
     def drain(self) -> None:
         self.abort()
 
@@ -253,7 +279,12 @@ async def start_listeners(store: Store, config: ServerConfig, gate: Gate) -> lis
         for host, port in config.client_addresses:
             listeners.append(
                 await start_http(
-                    store, host, port, gate=gate, connections_max=config.max_connections
+                    store,
+                    host,
+                    port,
+                    gate=gate,
+                    connections_max=config.max_connections,
+                    slow_request_ms=config.slow_request_ms,
                 )
             )
     except ConfigError:

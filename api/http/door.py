@@ -193,6 +193,7 @@ async def start_http(
     reuse_port: bool = False,
     gate: Gate | None = None,
     connections_max: int = CONNECTIONS_MAX,
+    slow_request_ms: int = 0,
 ) -> Listener:
     """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`), to HTTP/1.1 and to
     the gRPC clients of etcd's API.
@@ -219,6 +220,7 @@ async def start_http(
         on_drain=drain,
         on_closed=etcd.close,
         connections_max=connections_max,
+        slow_request_ms=slow_request_ms,
     )
     door.listener = listener
     return await listener.open(host, port, tls=tls, reuse_port=reuse_port)

@@ -286,6 +286,19 @@ class Exchange:
 
     # What the connection calls.
 
+    def described(self) -> dict[str, Any]:
+        """What a log line may say of the request."""
+        facts = {
+            "operation": self.request.method.decode("latin-1")
+            if self.route is None
+            else self.route.operation,
+            "source": self.source,
+            "user": self.caller.user,
+        }
+        if self.trail is not None:
+            facts["request"] = self.trail.request
+        return facts
+
     def lost(self) -> None:
         """The client has gone."""
         if self._connection is None:

@@ -77,6 +77,11 @@ class DoorCollector(Collector):
                 "Connections closed at once because there were too many.",
                 listener.connections_refused,
             )
+            yield CounterMetricFamily(
+                "raftkv_slow_requests",
+                "Requests that took longer than --slow-request-ms.",
+                0 if listener.slow is None else listener.slow.found,
+            )
 
         observer = self._door.gate.observer
         audit = None if observer is None else observer.audit

@@ -381,6 +381,13 @@ class ServerConfig:
         "Seconds after which a token that is not used ends.",
         group="Access",
     )
+    slow_request_ms: int = _setting(
+        limits.SLOW_REQUEST_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "Log requests that take longer than this; 0 logs none.",
+        group="Observing",
+    )
     audit_log: str = _setting(
         "",
         parse_text,
@@ -444,8 +451,8 @@ class ServerConfig:
     )
     log_format: str = _choice(
         "text",
-        ("text", "json"),
-        "Log lines for people or for machines.",
+        ("text", "console", "json"),
+        "Log lines for people (text; console means the same) or for machines.",
         group="Process",
     )
 
@@ -614,6 +621,7 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
+    "slow_request_ms": (0, 3_600_000),
     "audit_log_size": (limits.KIB, 1024 * limits.GIB),
     "audit_log_files": (1, 1_000),
     "trace_one_in": (1, 1_000_000_000),

@@ -594,3 +594,4 @@ class Addresses:
     def __init__(self, *addresses: tuple[str, int]) -> None:
         self.client_addresses = addresses
         self.max_connections = 100
+        self.slow_request_ms = 0
