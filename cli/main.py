@@ -25,6 +25,7 @@ COMMANDS = {
     "user": Lazy("raftkv.cli.auth:user", "Users, and the roles they have.", "Access control"),
     "role": Lazy("raftkv.cli.auth:role", "Roles, and what they may do.", "Access control"),
     "status": Lazy("raftkv.cli.status:status", "Show how each member is.", "Cluster"),
+    "top": Lazy("raftkv.cli.top:top", "Watch all members, live.", "Cluster"),
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
     "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
     "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
