@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage proof soak scale clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage proof soak scale bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,15 @@ soak: $(STAMP)  ## new seeds for HOURS=1; a failure says how to repeat it
 scale: $(STAMP)  ## ten thousand services, a million keys; some minutes
 	$(BIN)/python -m tests.scale.services
 	$(BIN)/python -m tests.scale.keys
+
+BENCH := $(VENV)/.bench
+$(BENCH): $(STAMP)
+	@echo "Installing what it is compared with (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $(BENCH)
+
+bench: $(BENCH)  ## beside etcd, with every ratio; an hour, or QUICK=1: five minutes
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_OPTIONS)
 
 clean:  ## remove what the other targets made, except data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov

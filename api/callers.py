@@ -147,11 +147,14 @@ class KnownCaller(Caller):
         if auth is not self._auth:
             if not auth.enabled:
                 return None
-            if not auth.counts(self.user, self._proved):
+            if not self._counts(auth):
                 raise InvalidAuthToken("the user or its password is another since: log in again")
             self._grants = auth.grants(self.user)
             self._auth = auth
         return self._grants
+
+    def _counts(self, auth: AuthState) -> bool:
+        return auth.counts(self.user, self._proved)
 
     def propose(self, command: Command, done: Done) -> None:
         self._attempt(partial(self._propose, command, partial(self._proposed, command, done)), done)
@@ -196,6 +199,16 @@ class KnownCaller(Caller):
             except Refused as refused:
                 error = refused
         refuse(error)
+
+
+class CertifiedCaller(KnownCaller):
+    """A user by the certificate of the connection, which no change of a password ends."""
+
+    def __init__(self, store: Store, watches: WeakKeyDictionary[Watch, Caller], user: str) -> None:
+        super().__init__(store, watches, user, 0)
+
+    def _counts(self, auth: AuthState) -> bool:
+        return self.user in auth.users
 
 
 def _watched(spec: WatchSpec) -> Accesses:

@@ -9,8 +9,8 @@ gave it, which judges the whole effect of each command (`raftkv.machine.access.e
 
 A page of any site can make a browser send a form or a plain-text POST to a loopback address
 without asking (CVE-2018-1098). Two things stop that: a JSON body needs a JSON content type, which
-a browser sends across sites only after a preflight that is never granted, and a write that
-carries an `Origin` must come from the host that it is sent to.
+a browser sends across sites only after a preflight that is not granted, and a write that carries
+an `Origin` must come from the host that it is sent to. `raftkv.api.http.pages` has the exceptions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from raftkv.api.callers import TOKEN_NEEDED, Caller, KnownCaller, review
+from raftkv.api.callers import TOKEN_NEEDED, Caller, CertifiedCaller, KnownCaller, review
+from raftkv.api.http.pages import ANY, Pages
 from raftkv.api.http.refusals import ForeignOrigin, UnsupportedMediaType
 from raftkv.api.login import LoginDesk
 from raftkv.api.observe import open_observer
+from raftkv.api.pace import Pace
 from raftkv.api.tokens import RandomTokens, Tokens, bearer, invalid, make_tokens, wall_ms
 from raftkv.errors import InvalidAuthToken, PermissionDenied
 from raftkv.limits import CALLERS_MAX, TOKEN_TTL_SECONDS_DEFAULT
@@ -90,20 +92,27 @@ class Gate:
         *,
         tokens: Tokens | None = None,
         passwords: Passwords | None = None,
+        pages: Pages | None = None,
         clock_ms: Callable[[], int] = wall_ms,
         observer: Observer | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._machine = store.machine
         self._store = store
         self._clock_ms = clock_ms
         self.observer = observer
         """Who follows requests for the audit log and for traces, if anybody does."""
+        self.pace = pace
+        """How many requests a client may send; None: any number."""
+        self.pages = pages
+        """What pages of other sites may do; None: nothing that writes."""
         self.tokens = tokens or RandomTokens(store, TOKEN_TTL_SECONDS_DEFAULT)
         self.passwords = passwords or Passwords()
         self.logins = LoginDesk(store, self.passwords, self.tokens, asyncio.get_running_loop().time)
         self._watches: WeakKeyDictionary[Watch, Caller] = WeakKeyDictionary()
         self.anyone = Caller(store, self._watches)
         self._callers: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._certified: OrderedDict[str, CertifiedCaller] = OrderedDict()
         store.machine.on_auth_change.append(self._rules_changed)
 
     # -- who, and what ---------------------------------------------------------------------------
@@ -114,9 +123,15 @@ class Gate:
         return self._machine.auth.enabled
 
     def judge(
-        self, guard: Guard | None, authorization: bytes | None, request: Any
+        self,
+        guard: Guard | None,
+        authorization: bytes | None,
+        request: Any,
+        certified: str | None = None,
     ) -> tuple[Caller, Accesses]:
         """The caller to serve a request as, and what its guard found it to need.
+
+        `certified` is the user that the connection's certificate stands for; a token goes first.
 
         For a handler that reads, the latter goes into `Caller.read_index`. Raises InvalidAuthToken,
         PermissionDenied, or what the guard raises for a malformed request.
@@ -125,16 +140,23 @@ class Gate:
             raise PermissionDenied("permission denied: nothing says who may call this")
         if guard is public or not self._machine.auth.enabled:
             return self.anyone, ()
-        caller = self.enter(authorization)
+        caller = self.enter(authorization, certified)
+        if self.pace is not None and caller.user is not None:
+            self.pace.of_user(caller.user)
         needs = guard(request)
         caller.check(needs)
         return caller, needs
 
-    def enter(self, authorization: bytes | None) -> Caller:
-        """Who shows this `Authorization` header, or token. Raises InvalidAuthToken."""
+    def enter(self, authorization: bytes | None, certified: str | None = None) -> Caller:
+        """Who shows this `Authorization` header, or token, or else a certificate.
+
+        Raises InvalidAuthToken.
+        """
         if not self._machine.auth.enabled:
             return self.anyone
         if authorization is None:
+            if certified is not None:
+                return self._by_certificate(certified)
             raise InvalidAuthToken(TOKEN_NEEDED)
         token = bearer(authorization)
         digest = sha256(token).digest()
@@ -150,6 +172,14 @@ class Gate:
             if remembered.renewing:
                 self.tokens.renew(digest)
         return remembered.caller
+
+    def _by_certificate(self, user: str) -> Caller:
+        caller = self._certified.get(user)
+        if caller is None:
+            self._certified[user] = caller = CertifiedCaller(self._store, self._watches, user)
+            if len(self._certified) > CALLERS_MAX:
+                self._certified.popitem(last=False)
+        return caller
 
     def leave(self, authorization: bytes | None, done: Done) -> None:
         """End the token that was shown, if such tokens can be ended: `done` with True or False."""
@@ -223,8 +253,16 @@ class Gate:
 def open_gate(store: Store, config: ServerConfig) -> Gate:
     """The gate of a member, as configured. Raises ConfigError."""
     spec = parse_token_spec(config.auth_token)
+    pace = None
+    if config.rate_limit_address or config.rate_limit_user:
+        clock = asyncio.get_running_loop().time
+        pace = Pace(config.rate_limit_address, config.rate_limit_user, clock)
+    pages = None
+    if config.cors or config.host_whitelist != (ANY,):
+        pages = Pages(config.cors, config.host_whitelist)
     tokens = make_tokens(store, spec, config.auth_token_ttl)
-    return Gate(store, tokens=tokens, observer=open_observer(store, config))
+    observer = open_observer(store, config)
+    return Gate(store, tokens=tokens, pages=pages, pace=pace, observer=observer)
 
 
 class _Remembered:

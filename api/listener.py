@@ -1,7 +1,8 @@
 """One port for every protocol: the first bytes of a connection tell which one it speaks.
 
 A connection that opens with the HTTP/2 preface (RFC 9113, section 3.4) goes to the HTTP/2 factory
-when there is one; every other goes to HTTP/1.1. The listener owns what all connections share: the
+when there is one; every other goes to HTTP/1.1. Over TLS a client may say so beforehand (ALPN,
+RFC 7301), and who does not is sniffed as well. The listener owns what all connections share: the
 registry, the flush at the end of a turn, one coarse clock with one sweep, and the drain.
 """
 
@@ -10,22 +11,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ssl
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from raftkv.api.slow import SlowRequests
 from raftkv.errors import ConfigError
-from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS, HTTP_REQUEST_SECONDS
+from raftkv.limits import (
+    CONNECTIONS_MAX,
+    HTTP_DRAIN_SECONDS,
+    HTTP_REQUEST_SECONDS,
+    TLS_HANDSHAKE_SECONDS,
+    TLS_HANDSHAKES_MAX,
+)
+from raftkv.server.tls.settings import client_side
+from raftkv.server.tls.stream import HandshakeDesk, TlsStream
 
 if TYPE_CHECKING:
     from raftkv.api.gate import Gate
     from raftkv.server.config import ServerConfig
     from raftkv.server.store import Store
+    from raftkv.server.tls.settings import ClientSide
 
 HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SWEEP_SECONDS: Final = 1.0
-TLS_HANDSHAKE_SECONDS: Final = 10.0
 ACCEPT_BACKLOG: Final = 1024
 
 
@@ -71,12 +79,17 @@ class Listener:
         on_closed: Callable[[], None] | None = None,
         connections_max: int = CONNECTIONS_MAX,
         slow_request_ms: int = 0,
+        connections_per_address_max: int = 0,
     ) -> None:
         self.http1 = http1
         self.http2 = http2
         self.connections: set[Connection] = set()
         self.connections_max = connections_max
+        self.connections_per_address_max = connections_per_address_max
+        """0: as many as all together."""
         self.connections_refused = 0
+        self._by_address: dict[str, int] = {}
+        self._address_of: dict[Connection, str] = {}
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         """Seconds on the loop's clock, refreshed by the sweep: precise enough for deadlines."""
@@ -84,6 +97,8 @@ class Listener:
         if slow_request_ms:
             self.slow = SlowRequests(slow_request_ms, self._now_ms)
         self._looker: asyncio.TimerHandle | None = None
+        self.tls: ClientSide | None = None
+        self.handshakes: HandshakeDesk | None = None
         self._on_sweep = on_sweep
         self._on_drain = on_drain
         self._on_closed = on_closed
@@ -97,20 +112,23 @@ class Listener:
         host: str,
         port: int,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: ClientSide | None = None,
         reuse_port: bool = False,
     ) -> Listener:
         """Bind and accept. Raises `ConfigError` when the address cannot be had."""
+        if tls is not None:
+            self.tls = tls
+            self.handshakes = HandshakeDesk(
+                "a client", most=TLS_HANDSHAKES_MAX, seconds=TLS_HANDSHAKE_SECONDS
+            )
         try:
             self._server = await self.loop.create_server(
-                lambda: _Sniffer(self),
+                self._accept,
                 host,
                 port,
                 backlog=ACCEPT_BACKLOG,
                 reuse_address=True,
                 reuse_port=reuse_port or None,
-                ssl=tls,
-                ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if tls else None,
             )
         except OSError as error:
             raise ConfigError(_bind_trouble(host, port, error), host=host, port=port) from error
@@ -118,6 +136,15 @@ class Listener:
         if self.slow is not None:
             self._look(self.slow)
         return self
+
+    def _accept(self) -> asyncio.Protocol:
+        if self.tls is None or self.handshakes is None:
+            return _Sniffer(self)
+        return TlsStream(self.handshakes, self.tls, self._agreed)
+
+    def _agreed(self, stream: TlsStream) -> asyncio.BaseProtocol:
+        """What speaks on a connection whose handshake is over: the first bytes tell, as ever."""
+        return _Sniffer(self)
 
     @property
     def port(self) -> int:
@@ -130,6 +157,36 @@ class Listener:
         if self._server is None:
             return []
         return [sock.getsockname()[:2] for sock in self._server.sockets]
+
+    def admits(self, address: str) -> bool:
+        """Whether there may be one more connection, from there."""
+        most = self.connections_per_address_max
+        return (
+            not self._closed
+            and len(self.connections) < self.connections_max
+            and not (most and self._by_address.get(address, 0) >= most)
+        )
+
+    def joined(self, connection: Connection, address: str) -> None:
+        """A connection was accepted."""
+        self.connections.add(connection)
+        self._address_of[connection] = address
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+
+    def handed_over(self, old: Connection, new: Connection) -> None:
+        """What was `old` goes on as `new`."""
+        self.connections.discard(old)
+        self.connections.add(new)
+        self._address_of[new] = self._address_of.pop(old)
+
+    def left(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        address = self._address_of.pop(connection, None)
+        if address is not None:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
 
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush()` called once this turn's callbacks have run."""
@@ -171,6 +228,8 @@ class Listener:
         self._closed = True
         if self._server is not None:
             self._server.close()
+        if self.handshakes is not None:
+            self.handshakes.close()
         if self._on_drain is not None:
             self._on_drain()
         self.now = self.loop.time()
@@ -207,15 +266,17 @@ class _Sniffer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         listener = self._listener
-        if len(listener.connections) >= listener.connections_max or listener._closed:
+        name = transport.get_extra_info("peername")
+        address = str(name[0]) if isinstance(name, tuple) and name else ""
+        if not listener.admits(address):
             listener.connections_refused += 1
             self._transport.abort()  # type: ignore[union-attr]
             return
-        listener.connections.add(self)
+        listener.joined(self, address)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._listener.connections.discard(self)
+        self._listener.left(self)
 
     def data_received(self, data: bytes) -> None:
         seen = self._seen + data if self._seen else data
@@ -234,8 +295,8 @@ class _Sniffer(asyncio.Protocol):
         if factory is None:
             transport.close()  # a protocol that is not served here
             return
-        self._listener.connections.discard(self)
         connection = factory(self._listener)
+        self._listener.handed_over(self, connection)
         transport.set_protocol(connection)  # type: ignore[arg-type]
         connection.connection_made(transport)
         connection.data_received(seen)
@@ -274,17 +335,22 @@ async def start_listeners(store: Store, config: ServerConfig, gate: Gate) -> lis
     # The doors stand on this module, so they are only looked up when they are opened.
     from raftkv.api.http.door import start_http
 
+    tls = client_side(config)
     listeners: list[Listener] = []
     try:
-        for host, port in config.client_addresses:
+        for url, (host, port) in zip(
+            config.listen_client_urls, config.client_addresses, strict=True
+        ):
             listeners.append(
                 await start_http(
                     store,
                     host,
                     port,
+                    tls=tls if url.startswith("https://") else None,
                     gate=gate,
                     connections_max=config.max_connections,
                     slow_request_ms=config.slow_request_ms,
+                    connections_per_address_max=config.max_connections_per_address,
                 )
             )
     except ConfigError:

@@ -370,6 +370,12 @@ class ObservedUnary:
         return self.trail.source
 
     @property
+    def certified(self) -> str | None:
+        """See `AnyCall`."""
+        certified: str | None = self._call.certified
+        return certified
+
+    @property
     def ended(self) -> bool:
         """See `AnyCall`."""
         ended: bool = self._call.ended

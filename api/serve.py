@@ -12,12 +12,13 @@ from functools import partial
 
 from raftkv.api.gate import Gate, open_gate
 from raftkv.api.listener import Listener, start_listeners
-from raftkv.errors import RaftkvError
+from raftkv.errors import ConfigError, RaftkvError
 from raftkv.server import logs
 from raftkv.server.config import ServerConfig
 from raftkv.server.member import Member
 from raftkv.server.opening import open_member
 from raftkv.server.sd_notify import Notifier
+from raftkv.server.tls.settings import check_exposure
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,17 @@ def run(config: ServerConfig, on_started: Callable[[Member], None] | None = None
 async def serve(config: ServerConfig, on_started: Callable[[Member], None] | None = None) -> None:
     """See `run`; on a loop that runs already."""
     loop = asyncio.get_running_loop()
+    fresh = not config.data_directory.exists()
+    if fresh:
+        check_exposure(config, access_control=False)
     opened = await open_member(config)
+    try:
+        if not fresh:
+            check_exposure(config, access_control=opened.machine.auth.enabled)
+    except ConfigError:
+        opened.wal.close()
+        opened.close(clean=True)
+        raise
     member = Member(config, opened, loop)
     logs.IDENTITY.begin(member.stamp)
     notifier = Notifier(os.environ)

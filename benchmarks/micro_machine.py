@@ -14,13 +14,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
 
 from raftkv.machine import Machine
 from raftkv.machine import commands as c
 from raftkv.storage.lmdb_backend import LmdbBackend
 from raftkv.storage.memory_backend import MemoryBackend
+
+T = TypeVar("T")
 
 BATCH = 64
 VALUE = b"x" * 256
@@ -31,6 +34,11 @@ def timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e6
+
+
+def each(items: Iterable[T], call: Callable[[T], Any]) -> list[float]:
+    """Microseconds of one call for each item."""
+    return [timed(partial(call, item)) for item in items]
 
 
 def show(name: str, micros: list[float], per: int = 1) -> None:
@@ -60,7 +68,7 @@ def run(machine: Machine, count: int) -> None:
         data = c.stamp_batch(c.encode_batch(1, 1, 1, commands), 1)
         return timed(lambda: machine.apply([(machine.applied_index + 1, 1, data)]))
 
-    show("build a put command", [timed(lambda b=b: [c.put(k, VALUE) for k in b]) for b in batches],
+    show("build a put command", each(batches, lambda b: [c.put(k, VALUE) for k in b]),
          BATCH)  # fmt: skip
     show("apply a put, new key", [apply([c.put(k, VALUE) for k in b]) for b in batches], BATCH)
     show("apply a put, known key", [apply([c.put(k, VALUE) for k in b]) for b in batches], BATCH)
@@ -71,7 +79,7 @@ def run(machine: Machine, count: int) -> None:
         for b in some
     ]
     show("apply a compare-and-set", [apply(commands) for commands in cas], BATCH)
-    show("get", [timed(lambda b=b: [machine.get(k) for k in b]) for b in some], BATCH)
+    show("get", each(some, lambda b: [machine.get(k) for k in b]), BATCH)
     starts = [b[0] for b in some]
     old = machine.revision // 2
 
@@ -88,9 +96,9 @@ def run(machine: Machine, count: int) -> None:
             old = machine.revision
     show(f"a key amid its {count} versions", [timed(page(b"bench/h", old)) for _ in some])
     show("count of a part", [timed(lambda: machine.range(b"b", b"c", count_only=True))])
-    show("history, 1000 events", [
-        timed(lambda r=r: machine.history(r, machine.revision, 1000)) for r in range(2, 200)
-    ])  # fmt: skip
+    show("history, 1000 events", each(
+        range(2, 200), lambda r: machine.history(r, machine.revision, 1000)
+    ))  # fmt: skip
     apply([c.compact(machine.revision)])
     steps = []
     while machine.compaction_pending:

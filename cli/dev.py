@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -59,6 +60,7 @@ _HUES = ("cyan", "magenta", "yellow", "blue", "green", "red")
 )
 @click.option("--log-level", default="info", show_default=True, metavar="LEVEL")
 @click.option("--restart/--no-restart", default=True, help="Start a member again when it dies.")
+@click.option("--tls", is_flag=True, help="Certificates for everybody, and https everywhere.")
 @click.option(
     "-s",
     "--set",
@@ -73,6 +75,7 @@ def dev(
     data_dir: Path | None,
     log_level: str,
     restart: bool,
+    tls: bool,
     extra: tuple[str, ...],
 ) -> None:
     """Run a whole local cluster in this terminal.
@@ -84,9 +87,10 @@ def dev(
     temporary = data_dir is None
     directory = data_dir or Path(tempfile.mkdtemp(prefix="raftkv-dev-"))
     try:
-        configs = guarded(lambda: plan(members, base_port, directory, settings))
         guarded(lambda: directory.mkdir(parents=True, exist_ok=True))
-        cluster = DevCluster(configs, directory, restart=restart)
+        certificates = guarded(lambda: make_certificates(directory, members)) if tls else None
+        configs = guarded(lambda: plan(members, base_port, directory, settings, certificates))
+        cluster = DevCluster(configs, directory, restart=restart, certificates=certificates)
         code = guarded(lambda: asyncio.run(cluster.run()))
     finally:
         if temporary:
@@ -104,8 +108,50 @@ def _extra(pairs: tuple[str, ...]) -> dict[str, str]:
     return settings
 
 
+def make_certificates(directory: Path, members: int) -> Path:
+    """The directory of a CA, certificates of the members, and one of a client called dev; those
+    that are there already are kept."""
+    from raftkv.server.tls.authority import Authority, write_pair
+
+    folder = directory / "certs"
+    folder.mkdir(exist_ok=True, mode=0o700)
+
+    def files(name: str) -> tuple[Path, Path]:
+        return folder / f"{name}.crt", folder / f"{name}.key"
+
+    if not files("ca")[1].exists():
+        write_pair(*files("ca"), Authority.make("raftkv dev CA").pem(), force=True)
+    authority = Authority.load(*files("ca"))
+    hosts = ("127.0.0.1", "localhost")
+    for name in (f"m{number}" for number in range(1, members + 1)):
+        if not files(name)[0].exists():
+            write_pair(*files(name), authority.member(name, hosts), force=True)
+    if not files("dev")[0].exists():
+        write_pair(*files("dev"), authority.client("dev"), force=True)
+    return folder
+
+
+def tls_settings(folder: Path, name: str) -> dict[str, str]:
+    """What makes member `name` speak TLS only, and only with whom the CA vouches for."""
+    cert, key, ca = (str(folder / file) for file in (f"{name}.crt", f"{name}.key", "ca.crt"))
+    return {
+        "cert_file": cert,
+        "key_file": key,
+        "trusted_ca_file": ca,
+        "client_cert_auth": "true",
+        "peer_cert_file": cert,
+        "peer_key_file": key,
+        "peer_trusted_ca_file": ca,
+        "peer_client_cert_auth": "true",
+    }
+
+
 def plan(
-    members: int, base_port: int | None, directory: Path, settings: dict[str, str]
+    members: int,
+    base_port: int | None,
+    directory: Path,
+    settings: dict[str, str],
+    certificates: Path | None = None,
 ) -> list[ServerConfig]:
     """The configuration of every member. Ports come in pairs: one for clients, one for peers."""
     from raftkv.errors import ConfigError
@@ -117,16 +163,18 @@ def plan(
             raise ConfigError(f"--set {name.replace('_', '-')} cannot be set for a dev cluster")
     ports = choose_ports(members, base_port)
     names = [f"m{number}" for number in range(1, members + 1)]
-    peers = [f"http://127.0.0.1:{peer}" for _, peer in ports]
+    scheme = "http" if certificates is None else "https"
+    peers = [f"{scheme}://127.0.0.1:{peer}" for _, peer in ports]
     cluster = ",".join(f"{name}={url}" for name, url in zip(names, peers, strict=True))
     return [
         load_config(
             {
+                **({} if certificates is None else tls_settings(certificates, name)),
                 **settings,
                 "name": name,
                 "data_dir": str(directory / name),
-                "listen_client_urls": f"http://127.0.0.1:{client}",
-                "listen_peer_urls": f"http://127.0.0.1:{peer}",
+                "listen_client_urls": f"{scheme}://127.0.0.1:{client}",
+                "listen_peer_urls": f"{scheme}://127.0.0.1:{peer}",
                 "initial_cluster": cluster,
                 "initial_cluster_token": "raftkv-dev",
             }
@@ -200,8 +248,11 @@ class DevCluster:
         *,
         restart: bool,
         command: Callable[[ServerConfig], list[str]] | None = None,
+        certificates: Path | None = None,
     ) -> None:
         self.directory = directory
+        files = {"cacert": "ca.crt", "cert": "dev.crt", "key": "dev.key"} if certificates else {}
+        self._files = {name: f"{certificates}/{file}" for name, file in files.items()}
         self.restart = restart
         self.members = [
             DevMember(config, directory / f"{config.name}.log", _HUES[place % len(_HUES)])
@@ -315,7 +366,8 @@ class DevCluster:
             return status.term if status.role == "leader" else -1
 
         urls = [member.url for member in self.members]
-        async with AsyncClient(urls, timeout=1.0, patience=0) as client:
+        files: dict[str, Any] = dict(self._files)
+        async with AsyncClient(urls, timeout=1.0, patience=0, **files) as client:
             terms = await asyncio.gather(*(ask(client, member) for member in self.members))
         if max(terms) >= 0:
             self._leader = self.members[terms.index(max(terms))].name
@@ -333,6 +385,7 @@ class DevCluster:
             f"Logs are in {self.directory}. In another terminal, try:",
             "",
             f"  export RAFTKV_ENDPOINTS={urls}",
+            *(f"  export RAFTKV_{name.upper()}={path}" for name, path in self._files.items()),
             "  raftkv put greeting hello",
             "  raftkv get greeting",
             f"  kill -9 {_pid(victim)}        # the leader; the others go on",

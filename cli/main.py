@@ -24,11 +24,17 @@ COMMANDS = {
     "auth": Lazy("raftkv.cli.auth:auth", "Switch access control on or off.", "Access control"),
     "user": Lazy("raftkv.cli.auth:user", "Users, and the roles they have.", "Access control"),
     "role": Lazy("raftkv.cli.auth:role", "Roles, and what they may do.", "Access control"),
+    "cert": Lazy("raftkv.cli.cert:cert", "Make certificates for TLS.", "Access control"),
     "status": Lazy("raftkv.cli.status:status", "Show how each member is.", "Cluster"),
     "top": Lazy("raftkv.cli.top:top", "Watch all members, live.", "Cluster"),
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
     "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
     "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
+    "shrink": Lazy(
+        "raftkv.cli.shrink:shrink",
+        "Give free space back to the members' disks.",
+        "Cluster",
+    ),
     "snapshot": Lazy(
         "raftkv.cli.snapshot:snapshot", "Save, check and restore the whole store.", "Cluster"
     ),
@@ -64,20 +70,25 @@ raftkv: a replicated key-value store with watches, transactions, leases and serv
 @click.option("--timeout", type=click.FloatRange(min=0.001), metavar="SECONDS", help="Per request.")
 @click.option("--user", "as_user", metavar="NAME[:PASSWORD]", help="Log in.")
 @click.option("--token", metavar="TOKEN", help="Show this token instead of logging in.")
+@click.option("--cacert", metavar="FILE", help="The CA to trust over https.")
+@click.option("--cert", metavar="FILE", help="The client's certificate.")
+@click.option("--key", metavar="FILE", help="The key of --cert.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "ndjson"]), help="Format.")
 @click.pass_context
 def cli(
     context: click.Context,
+    /,
     endpoints: str | None,
     timeout: float | None,
     as_user: str | None,
     token: str | None,
     output: str | None,
+    **files: str | None,
 ) -> None:
     """A replicated key-value store with watches, transactions, leases and services."""
     context.obj = {
         "endpoints": endpoints, "timeout": timeout, "output": output,
-        "user": as_user, "token": token,
+        "user": as_user, "token": token, **files,
     }  # fmt: skip
     if context.invoked_subcommand is None:
         click.echo(OVERVIEW, nl=False)

@@ -33,6 +33,8 @@ class Session:
     user: str = field(default="", repr=False)
     """A name, or ``name:password``; empty: nobody."""
     token: str = field(default="", repr=False)
+    tls: dict[str, Any] = field(default_factory=dict)
+    """Files for https: ``cacert``, ``cert`` and ``key``."""
 
     def run(self, work: Callable[[AsyncClient], Awaitable[R]]) -> R:
         """Run `work` with a client; its errors become one line and an exit code."""
@@ -53,7 +55,13 @@ class Session:
             password = own_password(user)
             self.user = f"{user}:{password}"
         return AsyncClient(
-            endpoints, timeout=self.timeout, user=user, password=password, token=self.token, **more
+            endpoints,
+            timeout=self.timeout,
+            user=user,
+            password=password,
+            token=self.token,
+            **self.tls,
+            **more,
         )
 
 
@@ -72,8 +80,25 @@ def guarded(work: Callable[[], R]) -> R:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
+TLS_OPTIONS = {
+    "cacert": "The CA to trust over https.  [default: those of the system]",
+    "cert": "The client's certificate for https.",
+    "key": "The key of --cert.",
+}
+"""Files in PEM, under etcdctl's names."""
+
+
+def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--cacert, --cert and --key."""
+    for name, text in reversed(TLS_OPTIONS.items()):
+        command = click.option(
+            f"--{name}", f"tls_{name}", envvar=f"RAFTKV_{name.upper()}", metavar="FILE", help=text
+        )(command)
+    return command
+
+
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--endpoints, --timeout, --user, --token and --output: one `session` argument."""
+    """--endpoints, --timeout, --user, --token, those of TLS and --output: one `session`."""
 
     @click.option(
         "--endpoints",
@@ -101,6 +126,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="TOKEN",
         help="Show this token instead of logging in.",
     )
+    @tls_options
     @click.option(
         "-o",
         "--output",
@@ -119,12 +145,14 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         outer = click.get_current_context().find_root().obj or {}
+        files = {name: kwargs.pop(f"tls_{name}") or outer.get(name) for name in TLS_OPTIONS}
         session = Session(
             endpoints or outer.get("endpoints") or ENDPOINT_DEFAULT,
             timeout or outer.get("timeout") or TIMEOUT_DEFAULT,
             Output(choose_format(output or outer.get("output"))),
             as_user or outer.get("user") or "",
             token or outer.get("token") or "",
+            {name: path for name, path in files.items() if path},
         )
         return command(*args, session=session, **kwargs)
 

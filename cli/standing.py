@@ -72,5 +72,5 @@ def health_text(view: Status) -> str:
     if alarms:
         return ", ".join(alarms)
     if view.healthy:
-        return "ok"
+        return "ok, space runs low" if view.raw.get("space_low") else "ok"
     return "; ".join(map(str, view.raw.get("problems") or ())) or "not healthy"

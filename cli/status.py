@@ -29,7 +29,8 @@ COLUMNS = ("NAME", "ENDPOINT", "ROLE", "TERM", "REVISION", "LAG", "DB", "HEALTH"
 def status(session: Session, cluster: bool) -> None:
     """Show how each member is.
 
-    LAG is how many log entries it is behind what the cluster agreed on. Exits with 5 when no endpoint answers.
+    LAG is how many log entries it is behind what the cluster agreed on. Exits with 5 when no
+    endpoint answers.
     """
     show(session, cluster=cluster)
 

@@ -95,9 +95,24 @@ LEARNERS_MAX: Final = 8
 # Files.
 WAL_SEGMENT_BYTES: Final = 64 * MIB
 WAL_RECORD_BYTES_MAX: Final = 16 * MIB
+WAL_SHORT_BYTES: Final = 256 * KIB
 SNAPSHOT_CHUNK_BYTES: Final = 256 * KIB
 SNAPSHOT_MIN_LOG_BYTES: Final = 64 * MIB
+
+# Space, as shares of --quota-backend-bytes. Near the end of it a member takes on at most one part
+# in SPACE_SLOW_SHARE of its share of what is left at a time.
 QUOTA_BYTES_DEFAULT: Final = 8 * GIB
+SPACE_LOW_AT: Final = 0.8
+SPACE_LOW_UNTIL: Final = 0.75
+SPACE_FREE_AT: Final = 0.95
+SPACE_SLOW_SHARE: Final = 4
+SHRINK_CATCH_UP_SECONDS: Final = 120
+
+# Automatic compaction (etcd: every 5 min by revisions, ten samples a period by age).
+AUTO_COMPACTION_SECONDS: Final = 300
+AUTO_COMPACTION_SAMPLES: Final = 10
+AUTO_COMPACTION_SAMPLE_SECONDS_MAX: Final = 3600
+AUTO_COMPACTION_RETENTION_SECONDS_MAX: Final = 10 * 365 * 24 * 3600
 
 # Peers.
 PEER_FRAME_BYTES_MAX: Final = 32 * MIB
@@ -120,6 +135,8 @@ SNAPSHOT_ATTEMPTS_MAX: Final = 6
 
 # Doors.
 CONNECTIONS_MAX: Final = 20_000
+RATE_BURST_SECONDS: Final = 2
+RATE_CLIENTS_MAX: Final = 10_000
 HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
 HTTP_HEADERS_MAX: Final = 128
 HTTP_TARGET_BYTES_MAX: Final = 200 * KIB
@@ -171,6 +188,15 @@ ETCD_RANGE_BYTES_MAX: Final = 512 * MIB
 ETCD_LEASE_TTL_SECONDS_MIN: Final = 2  # etcd: 1.5 election timeouts, rounded up
 ETCD_KEEP_ALIVES_WAITING_MAX: Final = 1000
 
+# TLS. Handshakes under way at a time; past that the oldest gives way.
+TLS_HANDSHAKE_SECONDS: Final = 5.0
+TLS_HANDSHAKES_MAX: Final = 512
+TLS_PEER_HANDSHAKES_MAX: Final = 64
+TLS_HANDSHAKE_BYTES_MAX: Final = 128 * KIB
+TLS_RECORD_BYTES_MAX: Final = 16 * KIB  # RFC 8446, section 5.1
+TLS_RELOAD_SECONDS: Final = 1.0
+TLS_CAUSES_MAX: Final = 256
+
 # Watches.
 WATCHERS_MAX: Final = 100_000
 WATCH_HISTORY_BATCH_EVENTS: Final = 1_000
@@ -192,6 +218,7 @@ check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a p
 check(WAL_RECORD_BYTES_MAX * 2 <= WAL_SEGMENT_BYTES, "a segment must hold several records")
 check(APPEND_BYTES_MAX <= INFLIGHT_BYTES_MAX, "an append must fit into the in-flight window")
 check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the uncommitted cap")
+check(SPACE_LOW_UNTIL < SPACE_LOW_AT < SPACE_FREE_AT < 1, "a warning comes before an alarm")
 check(PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX, "a peer's queue must hold a whole frame")
 check(PEER_PING_SECONDS * 3 <= PEER_SILENCE_SECONDS, "a lost ping must not cut a connection")
 check(SNAPSHOT_CHUNK_BYTES * 2 <= PEER_FRAME_BYTES_MAX, "a chunk must fit into a peer frame")

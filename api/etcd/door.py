@@ -103,7 +103,7 @@ class EtcdConnection(GrpcProtocol):
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._listener.connections.discard(self)
+        self._listener.left(self)
         super().connection_lost(exc)
 
     def flush(self) -> None:

@@ -133,7 +133,8 @@ class Gateway:
             x.trail.operation = target.route.operation
         if target.streaming and wants_socket(x):
             # A page of any site may open a socket, and no preflight asks first.
-            self._gate.admit(b"POST", x.request.headers)
+            if not x.granted:
+                self._gate.admit(b"POST", x.request.headers)
             target.handler(stream := SocketStream(x, target.response, target.request))
             stream.resume()
         elif x.request.method != b"POST":

@@ -97,6 +97,12 @@ class _JsonCall:
         """See `AnyCall`."""
         return self._x.source
 
+    @property
+    def certified(self) -> str | None:
+        """See `AnyCall`. Nobody: etcd takes no certificate for a user here, since there it would be
+        the gateway's own (CVE-2018-16886)."""
+        return None
+
     def meta(self, name: str) -> str | None:
         """A metadata value, from the header that the gateway makes it of."""
         header = b"authorization" if name == "token" else b"grpc-metadata-" + name.encode()

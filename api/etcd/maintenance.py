@@ -96,7 +96,13 @@ class MaintenanceService(Service):
         call.reply(self.headers.now() + answer.SerializeToString())
 
     def defragment(self, caller: Caller, call: Unary, request: Any) -> None:
-        """Answer DefragmentResponse: freed pages are used again without being asked."""
+        """Answer DefragmentResponse, once free space is back on the disk: beside the traffic, and
+        never needed in order to go on."""
+        self.rpcs.run(call, self._defragment(caller, call))
+
+    async def _defragment(self, caller: Caller, call: Unary) -> None:
+        await self.rpcs.confirmed(caller)
+        await self.store.shrink()
         call.reply(b"")
 
     # ---- hashes

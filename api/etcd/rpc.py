@@ -48,6 +48,10 @@ class AnyCall(Protocol):
         """The client's address, without the port; empty when it is not known."""
 
     @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+
+    @property
     def ended(self) -> bool:
         """Nothing can be sent any more."""
 
@@ -242,13 +246,16 @@ class Rpcs:
         if call.meta("hasleader") == "true" and "no_leader" in self.store.health():
             raise answers.NO_LEADER.fault()
         gate = self.gate
+        if gate.pace is not None:
+            gate.pace.of_address(call.source)
         if not gate.enabled:
             return gate.anyone
         guard, token = GUARDS.get(path), _token(call)
-        if token is None and guard is not public:
+        certified = call.certified if token is None else None
+        if token is None and certified is None and guard is not public:
             # etcd's word for nobody. Some of its clients do not survive another one.
             raise InvalidRequest("user name is empty", reason="user_name_empty")
-        caller, needs = gate.judge(guard, token, request)
+        caller, needs = gate.judge(guard, token, request, certified)
         return caller.asking(needs)
 
     async def confirmed(self, caller: Caller) -> None:

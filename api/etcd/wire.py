@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from raftkv.machine.records import HEADER_BYTES
 from raftkv.machine.wire import SHORT, varint
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ def number_field(number: int, value: int) -> bytes:
 
 def records_field(records: Iterable[Record], tag: bytes = _KVS, *, values: bool = True) -> bytes:
     """A repeated field of KeyValues."""
-    parts: list[bytes] = []
-    for record in records:
-        wire = record.wire if values else record.wire_without_value
-        parts += (tag, varint(len(wire)), wire)
-    return b"".join(parts)
+    if values:
+        wires = [record.raw[HEADER_BYTES:] for record in records]
+    else:
+        wires = [record.wire_without_value for record in records]
+    # Few lengths differ among the records of a range.
+    heads = {size: tag + varint(size) for size in set(map(len, wires))}
+    return b"".join([heads[len(wire)] + wire for wire in wires])
 
 
 class Headers:

@@ -190,6 +190,13 @@ class Call(Stream):
         name = info("peername") if info is not None else None
         return str(name[0]) if isinstance(name, tuple) and name else ""
 
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        info = self.connection.info
+        user = info("certified_user") if info is not None else None
+        return user if isinstance(user, str) else None
+
     def fail(
         self, code: int, text: str = "", details: bytes = b"", trailing: Metadata | None = None
     ) -> None:
@@ -352,6 +359,13 @@ class UnaryCall(Call):
         else:
             block = _TRAILERS
         connection.send_trailers(self, block)
+
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        info = self.connection.info
+        user = info("certified_user") if info is not None else None
+        return user if isinstance(user, str) else None
 
     def fail(
         self, code: int, text: str = "", details: bytes = b"", trailing: Metadata | None = None
@@ -548,6 +562,13 @@ class StreamCall(Call):
     def finish(self, trailing: Metadata | None = None) -> None:
         """End the call with status OK, after all that was sent. Ignored once it has ended."""
         self._end(Status.OK, "", b"", trailing)
+
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        info = self.connection.info
+        user = info("certified_user") if info is not None else None
+        return user if isinstance(user, str) else None
 
     def fail(
         self, code: int, text: str = "", details: bytes = b"", trailing: Metadata | None = None

@@ -137,6 +137,16 @@ def _compacted(x: Exchange, result: CompactResult) -> None:
     x.json({"compact_revision": result.compact_revision, "revision": result.revision})
 
 
+def post_shrink(x: Exchange) -> None:
+    read_fields(x.request.body, (), required=False)
+    confirmed(x, lambda: _shrink(x))
+
+
+async def _shrink(x: Exchange) -> None:
+    shrunk = await x.door.store.shrink()
+    x.json({"before_bytes": shrunk.before_bytes, "after_bytes": shrunk.after_bytes})
+
+
 def get_snapshot(x: Exchange) -> None:
     confirmed(x, lambda: _snapshot(x))
 
@@ -203,6 +213,15 @@ ROUTES: Final = [
         body=COMPACTION, body_required=False,
         answers=(Answer(200, "Compacted.", "CompactAnswer"),),
         problems=(410, 415), writes=True,
+    ),
+    Route(
+        "POST", "/api/shrink", post_shrink, "shrink", "Give free space back to the disk", CLUSTER,
+        guard=admin,
+        doc="Of this member alone, beside the traffic. Never needed to go on writing: free space "
+        "is used again. Answers when it is done; `shrink` in the status tells how far it is.",
+        body=(), body_required=False,
+        answers=(Answer(200, "Done.", "Shrunk"),),
+        problems=(415,), writes=True, once=False,
     ),
     Route(
         "GET", "/api/snapshot", get_snapshot, "getSnapshot", "Download a backup", CLUSTER,

@@ -94,7 +94,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._transport = None
-        self._listener.connections.discard(self)
+        self._listener.left(self)
         self._door.counters.connections -= 1
         self._queue.clear()
         self._out.clear()
@@ -165,6 +165,18 @@ class HttpConnection(asyncio.Protocol):
         transport = self._transport
         name = None if transport is None else transport.get_extra_info("peername")
         return str(name[0]) if isinstance(name, tuple) and name else ""
+
+    @property
+    def secure(self) -> bool:
+        """Whether the client came over TLS."""
+        transport = self._transport
+        return transport is not None and transport.get_extra_info("ssl_object") is not None
+
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        transport = self._transport
+        return None if transport is None else transport.get_extra_info("certified_user")
 
     def write(self, data: bytes) -> None:
         """Gather output for this turn of the loop."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from email.utils import formatdate
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.etcd.door import EtcdDoor
 from raftkv.api.etcd.gateway import Gateway
@@ -15,7 +14,7 @@ from raftkv.api.gate import Gate
 from raftkv.api.grpc.server import GrpcServer
 from raftkv.api.http import auth, cluster, docs, health, kv, leases, metrics, services, txn, watch
 from raftkv.api.http.connection import HttpConnection
-from raftkv.api.http.exchange import Exchange
+from raftkv.api.http.exchange import TEXT, Exchange
 from raftkv.api.http.openapi import build_openapi
 from raftkv.api.http.router import Route, Router
 from raftkv.api.listener import Listener
@@ -23,9 +22,13 @@ from raftkv.errors import InvalidAuthToken, PermissionDenied, RaftkvError
 from raftkv.limits import CONNECTIONS_MAX, HTTP_DRAIN_SECONDS
 from raftkv.server.store import Store
 
+if TYPE_CHECKING:
+    from raftkv.server.tls.settings import ClientSide
+
 log = logging.getLogger(__name__)
 
 GET: Final = b"GET"
+OPTIONS: Final = b"OPTIONS"
 
 
 def all_routes() -> list[Route]:
@@ -62,6 +65,7 @@ class HttpDoor:
         """The other server on this port, for its metrics."""
         self.gate = gate or Gate(store)
         self.loop = asyncio.get_running_loop()
+        self.pages = self.gate.pages
         self.router = Router(all_routes())
         self.counters = metrics.Counters()
         self.listener: Listener | None = None
@@ -92,10 +96,17 @@ class HttpDoor:
             path = request.path
             if not path.startswith(b"/"):
                 path = origin_form(path)
-            if request.method != GET:
+            if self.pages is not None:
+                x.granted = self.pages.grant(request.headers, secure=x.secure)
+                if request.method == OPTIONS:
+                    x.send(b"", TEXT)
+                    return
+            if request.method != GET and not x.granted:
                 Gate.admit(request.method, request.headers)
             if self.gateway is not None and self.gateway.handle(x, path):
                 return
+            if self.gate.pace is not None:
+                self.gate.pace.of_address(x.source)
             route, x.places = self.router.find(request.method, path)
             x.route = route
             if x.trail is not None:
@@ -118,11 +129,11 @@ class HttpDoor:
         Nobody is refused for what this member has not heard of yet, a login at another member or a
         new right: the refusal is made with fresh state.
         """
-        authorization = x.header(b"authorization")
+        authorization, certified = x.header(b"authorization"), x.certified
         try:
-            x.caller, x.needs = self.gate.judge(route.guard, authorization, x)
+            x.caller, x.needs = self.gate.judge(route.guard, authorization, x, certified)
         except (InvalidAuthToken, PermissionDenied):
-            if fresh or authorization is None:
+            if fresh or (authorization is None and certified is None):
                 raise
             self.store.read_index(partial(self._judge_again, x, route))
             return
@@ -189,11 +200,12 @@ async def start_http(
     host: str,
     port: int,
     *,
-    tls: ssl.SSLContext | None = None,
+    tls: ClientSide | None = None,
     reuse_port: bool = False,
     gate: Gate | None = None,
     connections_max: int = CONNECTIONS_MAX,
     slow_request_ms: int = 0,
+    connections_per_address_max: int = 0,
 ) -> Listener:
     """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`), to HTTP/1.1 and to
     the gRPC clients of etcd's API.
@@ -221,6 +233,7 @@ async def start_http(
         on_closed=etcd.close,
         connections_max=connections_max,
         slow_request_ms=slow_request_ms,
+        connections_per_address_max=connections_per_address_max,
     )
     door.listener = listener
     return await listener.open(host, port, tls=tls, reuse_port=reuse_port)

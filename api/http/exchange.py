@@ -50,6 +50,7 @@ class Exchange:
         "_waiter",
         "caller",
         "door",
+        "granted",
         "keep_alive",
         "needs",
         "on_lost",
@@ -70,6 +71,8 @@ class Exchange:
         """Who asks, and the store as they may use it."""
         self.needs: Accesses = ()
         """What the call was found to need; judged again when rules change on the way."""
+        self.granted = b""
+        """Header lines that let a page of another site have the answer."""
         self.request = request
         self.keep_alive = request.keep_alive
         self._head_only = request.method == b"HEAD"
@@ -104,6 +107,16 @@ class Exchange:
         """The client's address; empty when it is not known, or the client has gone."""
         return "" if self._connection is None else self._connection.source
 
+    @property
+    def secure(self) -> bool:
+        """Whether it came over TLS."""
+        return self._connection is not None and self._connection.secure
+
+    @property
+    def certified(self) -> str | None:
+        """The user that the client's certificate stands for."""
+        return None if self._connection is None else self._connection.certified
+
     def read_index(self, done: Callable[[RaftkvError | None], None]) -> None:
         """See `Store.read_index`; the call is judged again if the rules changed meanwhile."""
         self.caller.read_index(done, self.needs)
@@ -130,6 +143,7 @@ class Exchange:
             headers += b"Connection: close\r\n"
         elif self.request.version == "1.0":
             headers += b"Connection: keep-alive\r\n"
+        headers += self.granted
         head = ANSWER_HEAD % (STATUS_LINES[status], door.stamp_block(), headers, media, len(body))
         connection.write(head if self._head_only else head + body)
         door.counters.count(self.route, status)
@@ -147,7 +161,9 @@ class Exchange:
             self.keep_alive = False
             headers += b"Connection: close\r\n"
         connection.write(
-            b"".join((STATUS_LINES[status], self.door.stamp_block(), headers, b"\r\n"))
+            b"".join(
+                (STATUS_LINES[status], self.door.stamp_block(), headers, self.granted, b"\r\n")
+            )
         )
         self.door.counters.count(self.route, status)
         if self.trail is not None:
@@ -199,7 +215,14 @@ class Exchange:
             self.keep_alive = False
             framing += b"Connection: close\r\n"
         connection.write(
-            STREAM_HEAD % (STATUS_LINES[status], self.door.stamp_block(), headers, media, framing)
+            STREAM_HEAD
+            % (
+                STATUS_LINES[status],
+                self.door.stamp_block(),
+                headers + self.granted,
+                media,
+                framing,
+            )
         )
         self.door.counters.count(self.route, status)
         if self.trail is not None:

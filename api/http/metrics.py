@@ -94,6 +94,15 @@ class DoorCollector(Collector):
             audit.dropped if audit else 0,
         )
 
+        pace = self._door.gate.pace
+        if pace is not None:
+            refused = CounterMetricFamily(
+                "raftkv_requests_over_rate", "Requests refused by a rate limit.", labels=("per",)
+            )
+            for per, number in sorted(pace.refused.items()):
+                refused.add_metric((per,), number)
+            yield refused
+
     def _store(self) -> Iterator[Metric]:
         store = self._door.store
         info = GaugeMetricFamily(

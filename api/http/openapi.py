@@ -50,7 +50,7 @@ ANSWER_HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-PROBLEMS_EVERYWHERE: Final = (400, 401, 403, 408, 413, 414, 417, 429, 431, 500, 503, 505)
+PROBLEMS_EVERYWHERE: Final = (400, 401, 403, 408, 413, 414, 417, 421, 429, 431, 500, 503, 505)
 PROBLEMS_OF_WRITES: Final = (409, 504)
 
 TAGS: Final = {

@@ -69,6 +69,12 @@ class PreconditionFailed(Refused):
     code = "precondition_failed"
 
 
+class Misdirected(Refused):
+    """The request names a host that this member does not answer as."""
+
+    code = "misdirected"
+
+
 class ForeignOrigin(Refused):
     """A browser sent a write on behalf of a page of another site."""
 

@@ -343,6 +343,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "hash_index": WHOLE,
             "db_bytes": WHOLE,
             "db_used_bytes": WHOLE,
+            "quota_bytes": WHOLE,
+            "space_low": FLAG,
+            "shrink": {"type": ["object", "null"]},
             "wal_bytes": WHOLE,
             "keys": WHOLE,
             "leases": WHOLE,
@@ -363,6 +366,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         {**MEMBER, "members": items("Member"), "revision": REVISION}, MATCH
     ),
     "Leader": closed({"leader": ID}),
+    "Shrunk": closed({"before_bytes": WHOLE, "after_bytes": WHOLE}),
     "CompactAnswer": closed({"compact_revision": WHOLE, "revision": REVISION}),
     "Auth": closed(
         {

@@ -24,6 +24,7 @@ from raftkv.client.results import (
 )
 from raftkv.client.retry import Kind
 from raftkv.client.services import Services
+from raftkv.client.tls import TlsOptions
 from raftkv.client.transport import DEFAULT_ENDPOINT, Answer, Call, Credentials, Transport
 from raftkv.client.txn import TxnBuilder
 from raftkv.client.watch import Interruption, Watcher
@@ -50,6 +51,10 @@ class AsyncClient:
     With `user` and `password` it logs in before its first call, and again whenever its token has
     ended; with `token` it shows that one and no other.
 
+    Over https it trusts the CA in the PEM file `cacert`, or those of the system, and shows the
+    certificate `cert` with its `key` if it has one. With any of them, an endpoint without a scheme
+    is https.
+
     Errors are those of `raftkv.errors` and `raftkv.client.errors`: `Refused` for what definitely
     did not happen, `OutcomeUnknown` for what may have.
     """
@@ -64,12 +69,16 @@ class AsyncClient:
         user: str = "",
         password: str = "",
         token: str = "",
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
     ) -> None:
         self._transport = Transport(
             endpoints,
             timeout=timeout,
             patience=patience,
             credentials=Credentials(user, password, token),
+            tls=TlsOptions(cacert, cert, key),
         )
         self._idempotency = idempotency
         self.leases = Leases(self)

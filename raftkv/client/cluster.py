@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from raftkv.client.errors import TransferBroken
-from raftkv.client.results import Compaction, Member, SnapshotSaved, Status
+from raftkv.client.results import Compaction, Member, Shrunk, SnapshotSaved, Status
 from raftkv.client.transport import Answer, Call, network_errors, origin
 from raftkv.client.wire import segment, understood
 from raftkv.errors import InvalidRequest, RaftkvError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from raftkv.client.client import AsyncClient
 
 SNAPSHOT_STALL_SECONDS = 30.0
+SHRINK_SECONDS = 3600.0
+SHRINK_PROGRESS_SECONDS = 0.5
 SNAPSHOT_WRITE_BYTES = 1024 * 1024
 
 Progress = Callable[[int, int | None], None]
@@ -115,6 +117,33 @@ class Cluster:
         ).json()
         with understood():
             return Compaction(int(result["compact_revision"]), int(result["revision"]))
+
+    async def shrink(
+        self,
+        endpoint: str | None = None,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Shrunk:
+        """Give free space inside one member's tables back to its disk: that of `endpoint`, or of
+        the one that calls go to. Takes as long as copying them, an hour at most unless told; the
+        member serves meanwhile. Repeated calls join one that is under way."""
+        endpoint = endpoint or self._client.transport.current
+        headers = {"Content-Type": "application/json"}
+        call = Call("POST", "/api/shrink", headers=headers, body=b"{}", endpoint=endpoint)
+        seconds = SHRINK_SECONDS if timeout is None else timeout
+        answer = asyncio.ensure_future(self._client.transport.call(call, seconds))
+        try:
+            while progress is not None and not answer.done():
+                await asyncio.wait({answer}, timeout=SHRINK_PROGRESS_SECONDS)
+                shrink = (await self.status(endpoint)).raw.get("shrink") or {}
+                if "total_bytes" in shrink and not answer.done():
+                    progress(int(shrink["done_bytes"]), int(shrink["total_bytes"]))
+            result = (await answer).json()
+        finally:
+            answer.cancel()
+        with understood():
+            return Shrunk(int(result["before_bytes"]), int(result["after_bytes"]))
 
     async def save_snapshot(
         self, path: str | Path, *, progress: Progress | None = None, timeout: float | None = None

@@ -368,6 +368,14 @@ class Compaction:
 
 
 @dataclass(frozen=True, slots=True)
+class Shrunk:
+    """Size of a member's tables before and after free space was given back."""
+
+    before_bytes: int
+    after_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotSaved:
     """A snapshot as downloaded."""
 

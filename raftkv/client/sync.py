@@ -258,6 +258,7 @@ class SyncCluster(_Group[Cluster]):
     promote_member = _blocking(Cluster.promote_member)
     transfer_leader = _blocking(Cluster.transfer_leader)
     compact = _blocking(Cluster.compact)
+    shrink = _blocking(Cluster.shrink)
     save_snapshot = _blocking(Cluster.save_snapshot)
 
 
@@ -331,6 +332,9 @@ class Client:
         user: str = "",
         password: str = "",
         token: str = "",
+        cacert: str = "",
+        cert: str = "",
+        key: str = "",
     ) -> None:
         self.inner = AsyncClient(
             endpoints,
@@ -340,6 +344,9 @@ class Client:
             user=user,
             password=password,
             token=token,
+            cacert=cacert,
+            cert=cert,
+            key=key,
         )
         self.loop = _Loop()
         self.leases = SyncLeases(self.loop, self.inner.leases)

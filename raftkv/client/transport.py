@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import secrets
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import yarl
 from raftkv import __version__
 from raftkv.client.errors import BadAnswer, Unreachable, error_from_problem
 from raftkv.client.retry import ATTEMPT_SECONDS_MIN, Attempts, Kind
+from raftkv.client.tls import TlsOptions, refusal
 from raftkv.client.wire import dumps, loads
 from raftkv.errors import (
     AuthNotEnabled,
@@ -83,10 +85,10 @@ class Answer:
         return loads(self.body)
 
 
-def parse_endpoints(endpoints: str | Sequence[str]) -> list[str]:
+def parse_endpoints(endpoints: str | Sequence[str], scheme: str = "http") -> list[str]:
     """Endpoints as URLs without a trailing slash, in order, each once.
 
-    Accepts a comma-separated text too, and ``host:port`` for ``http://host:port``. Raises
+    Accepts a comma-separated text too, and ``host:port`` for ``scheme://host:port``. Raises
     `ConfigError` naming what is wrong.
     """
     given = endpoints.split(",") if isinstance(endpoints, str) else endpoints
@@ -95,7 +97,7 @@ def parse_endpoints(endpoints: str | Sequence[str]) -> list[str]:
         text = item.strip().rstrip("/")
         if not text:
             continue
-        url = text if "://" in text else f"http://{text}"
+        url = text if "://" in text else f"{scheme}://{text}"
         try:
             parts = urlsplit(url)
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -119,11 +121,14 @@ class Transport:
         timeout: float,
         patience: float,
         credentials: Credentials | None = None,
+        tls: TlsOptions | None = None,
     ) -> None:
         self._credentials = credentials or Credentials()
         self._token = self._credentials.token or None
         self._logging_in = asyncio.Lock()
-        self.endpoints = parse_endpoints(endpoints)
+        self.endpoints = parse_endpoints(endpoints, "https" if tls else "http")
+        https = any(endpoint.startswith("https:") for endpoint in self.endpoints)
+        self._context = (tls or TlsOptions()).context() if https else True
         self.timeout = timeout
         self.patience = patience
         self._current = 0
@@ -265,7 +270,9 @@ class Transport:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ttl_dns_cache=30),
+                connector=aiohttp.TCPConnector(
+                    limit=CONNECTIONS_MAX, ttl_dns_cache=30, ssl=self._context
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": f"raftkv/{__version__}"},
                 auto_decompress=False,
@@ -313,6 +320,8 @@ def network_errors(call: Call, endpoint: str, seconds: float) -> Iterator[None]:
         text = f"{endpoint} did not answer within {seconds:.3g} s"
         raise _interrupted(call, text, endpoint) from error
     except (aiohttp.ClientError, OSError) as error:
+        if (refused := refusal(error)) is not None:
+            raise Unreachable(f"{endpoint}: {refused}", endpoint=endpoint) from error
         text = f"{endpoint} broke the connection off: {error or type(error).__name__}"
         raise _interrupted(call, text, endpoint) from error
 
@@ -320,9 +329,20 @@ def network_errors(call: Call, endpoint: str, seconds: float) -> Iterator[None]:
 def _connect_failure(error: aiohttp.ClientError) -> str:
     if not isinstance(error, aiohttp.ClientConnectorError):
         return "the connection timed out"
+    if isinstance(error, aiohttp.ClientSSLError):
+        return _tls_failure(error)
     if isinstance(error, aiohttp.ClientConnectorDNSError) or not error.errno or error.errno < 0:
         return "there is no such host"
     return os.strerror(error.errno).lower()
+
+
+def _tls_failure(error: aiohttp.ClientSSLError) -> str:
+    cause: BaseException = getattr(error, "certificate_error", None) or error.os_error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be trusted: {cause.verify_message.rstrip('.')}"
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS"
+    return refusal(cause) or f"no TLS connection: {cause}"
 
 
 def origin(response: aiohttp.ClientResponse) -> str:

@@ -7,6 +7,7 @@ it visits: how often other keys were written, or how long the history of a key i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 from raftkv.errors import Compacted, FutureRevision, InvalidRequest, check
@@ -27,6 +28,12 @@ from raftkv.machine.records import (
 )
 from raftkv.machine.results import RangeResult
 from raftkv.machine.tables import CURRENT, HISTORY, VERSIONS, TableReader
+
+Row = tuple[bytes, bytes]
+"""Name and record."""
+
+RUN_ROWS: Final = 256
+"""Rows that are looked at together."""
 
 _mod_of: Final = U64.unpack_from
 
@@ -173,60 +180,73 @@ def read_range(
     return _read_in_order(reader, query, at, newest, keys)
 
 
-def _rows(
-    reader: TableReader, query: RangeQuery, at: int, newest: int
-) -> Iterator[tuple[bytes, bytes | None]]:
-    """(row name, record at `at` or None), for every row that has to be looked at."""
+def _stored_rows(reader: TableReader, query: RangeQuery) -> Iterator[Row]:
+    """The rows of CURRENT that have to be looked at, in the order asked for."""
     if query.end is None:
         row = KEYSPACE[query.keyspace] + query.start
         raw = reader.get(CURRENT, row)
-        if raw is not None:
-            yield row, record_at(reader, raw, at)
-        return
+        return iter(()) if raw is None else iter(((row, raw),))
     low, high = bounds(query.keyspace, query.start, query.end)
     if low >= high:
-        return
-    scan = reader.scan_reverse if query.reverse else reader.scan
+        return iter(())
+    return (
+        reader.scan_reverse(CURRENT, low, high)
+        if query.reverse
+        else reader.scan(CURRENT, low, high)
+    )
+
+
+def _live(reader: TableReader, rows: list[Row], at: int, newest: int) -> list[Row]:
+    """Those of `rows` whose key exists at revision `at`, with the record that it had then."""
     if at == newest:
-        for row, raw in scan(CURRENT, low, high):
-            yield row, None if raw[0] == DELETE else raw
-    else:
-        for row, raw in scan(CURRENT, low, high):
-            yield row, record_at(reader, raw, at)
+        return [row for row in rows if row[1][0] != DELETE]
+    return [(name, old) for name, raw in rows if (old := record_at(reader, raw, at)) is not None]
 
 
 def _read_in_order(
     reader: TableReader, query: RangeQuery, at: int, newest: int, keys: int
 ) -> RangeResult:
+    """Rows are read and judged a run at a time: what a single one costs decides here."""
     whole = query.end == b"" and not query.start and query.keyspace == USER_KEYS and at == newest
     if query.count_only and whole:
         return RangeResult(at, [], keys, False)
     limit = query.limit
     keep = not query.count_only
     filtered = query.filtered
+    rows = _stored_rows(reader, query)
     raws: list[bytes] = []
     total = examined = 0
     stopped: bytes | None = None
-    for row, raw in _rows(reader, query, at, newest):
+    while True:
+        size = RUN_ROWS
+        if limit and keep and not filtered:
+            size = min(size, limit - len(raws) + 1)
         if query.examine_max:
-            if examined == query.examine_max:
-                stopped = stopped or row
+            size = min(size, query.examine_max - examined)
+            if not size:
+                stopped = stopped or next(rows, (None,))[0]
                 break
-            examined += 1
-        if raw is None:
+        run = list(islice(rows, size))
+        if not run:
+            break
+        examined += len(run)
+        live = _live(reader, run, at, newest)
+        total += len(live)
+        if not keep:
             continue
-        total += 1
-        if keep and (not filtered or query.passes(raw)):
-            if limit and len(raws) == limit:
-                stopped = row
-                keep = False
-                if not query.want_count:
-                    break
-                if whole:
-                    total = keys
-                    break
-            else:
-                raws.append(raw)
+        wanted = [row for row in live if query.passes(row[1])] if filtered else live
+        room = limit - len(raws)
+        if limit and len(wanted) > room:
+            stopped = wanted[room][0]
+            del wanted[room:]
+            keep = False
+        raws += [raw for _, raw in wanted]
+        if not keep:
+            if not query.want_count:
+                break
+            if whole:
+                total = keys
+                break
     resume = None
     if stopped is not None:
         resume = stopped[1:] + b"\0" if query.reverse else stopped[1:]
@@ -237,7 +257,8 @@ def _read_in_order(
 def _read_sorted(reader: TableReader, query: RangeQuery, at: int, newest: int) -> RangeResult:
     if query.examine_max:
         raise InvalidRequest("a sorted range cannot be read in slices")
-    raws = [raw for _, raw in _rows(reader, query, at, newest) if raw is not None]
+    rows = list(_stored_rows(reader, query))
+    raws = [raw for _, raw in _live(reader, rows, at, newest)]
     count = len(raws) if query.want_count else None
     if query.count_only:
         return RangeResult(at, [], count, False)

@@ -47,9 +47,17 @@ class Record:
 
     __slots__ = ("_fields", "raw")
 
+    _fields: tuple[Any, ...]
+
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
-        self._fields: tuple[Any, ...] = HEADER.unpack_from(raw)
+
+    def __getattr__(self, name: str) -> Any:
+        """The header, unpacked when first asked for: most answers take `wire` and nothing else."""
+        if name != "_fields":
+            raise AttributeError(name)
+        self._fields = fields = HEADER.unpack_from(self.raw)
+        return fields
 
     @property
     def deleted(self) -> bool:

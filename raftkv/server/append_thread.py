@@ -1,11 +1,15 @@
-"""The one thread that writes and fsyncs the log.
+"""Who writes and fsyncs the log: one thread, or the loop itself while the disk is quick.
 
 Writes are taken in order, all that wait at once, and share one fdatasync (group commit). What may
 be said once they are durable is in the writes themselves (`StorageWrite.replies`), so nothing can
 be acknowledged ahead of the disk. After a failed write or fsync nothing is known about the file's
-state any more (the kernel may have dropped the pages and called them clean), so the thread stops
-for good and the member must end. A full disk is different: nothing was written, and the same
-writes are tried again until there is space.
+state any more (the kernel may have dropped the pages and called them clean), so nothing is written
+again and the member must end. A full disk is different: nothing was written, and the same writes
+are tried again until there is space.
+
+Handing a write to a thread and its end back costs more than a quick disk takes to sync it. So the
+loop writes by itself while the thread has nothing to do and recent syncs were quick (`SyncPace`);
+see docs/adr/0009-quick-syncs-on-the-loop.md.
 
 The work itself is `append_steps`, which has no thread and no clock, so that a simulation can put
 time, and crashes, between its steps.
@@ -23,6 +27,7 @@ from queue import SimpleQueue
 from raftkv.consensus.types import StorageWrite
 from raftkv.errors import DiskFullError
 from raftkv.server.store import StoreStats
+from raftkv.server.sync_pace import SyncPace
 from raftkv.storage.wal import Wal, WriteReceipt
 
 Written = list[tuple[StorageWrite, WriteReceipt]]
@@ -83,13 +88,14 @@ def monotonic_ms() -> int:
 
 
 class AppendThread:
-    """Owns the write side of the log. `submit`, `run` and `close` are called on the loop."""
+    """Owns the write side of the log. All but `join` is called on the loop."""
 
     def __init__(
         self,
         wal: Wal,
         loop: asyncio.AbstractEventLoop,
         stats: StoreStats,
+        pace: SyncPace,
         *,
         on_written: Callable[[Written], None],
         on_failed: Callable[[BaseException], None],
@@ -104,6 +110,12 @@ class AppendThread:
         self._full = False
         self.busy_since_ms: int | None = None
         """Since when it is at one write or sync, in monotonic milliseconds. Read on the loop."""
+        self._pace = pace
+        self._due: StorageWrite | None = None
+        """What the loop is about to write by itself."""
+        self._given = 0
+        self._finished = 0
+        """Items that the thread was given; those that it has finished, which it counts itself."""
         self._closing = threading.Event()
         self._queue: SimpleQueue[StorageWrite | Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="raftkv-append", daemon=True)
@@ -114,18 +126,87 @@ class AppendThread:
 
     def submit(self, write: StorageWrite) -> None:
         """Queue a write. `on_written` is called on the loop once it is durable, in this order."""
-        self._queue.put(write)
+        if self._due is None and self._finished == self._given and self._quick(write):
+            # In a later turn: what this one has for peers and clients leaves before the sync.
+            self._due = write
+            self._loop.call_soon(self._write_due)
+        else:
+            self._give_due()
+            self._give(write)
 
     def run(self, job: Job) -> None:
         """Queue work on the log itself, such as releasing old segments, behind all writes."""
-        self._queue.put(job)
+        self._give_due()
+        self._give(job)
 
-    def close(self) -> None:
-        """Finish what is queued, then close the log. Blocks for one fsync at most."""
+    def end(self) -> None:
+        """Take nothing more. What is queued is finished, then the log is closed: see `join`."""
         self._closing.set()
+        self._give_due()
         self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for the end: one fsync at most."""
         if self._thread.is_alive():
             self._thread.join()
+
+    # -- on the loop -------------------------------------------------------------------------------
+
+    def _quick(self, write: StorageWrite) -> bool:
+        """Whether this takes one small write and one sync, and the disk is quick at that."""
+        return self._pace.quick and write.snapshot is None and self._wal.is_short(write.entries)
+
+    def _write_due(self) -> None:
+        write, self._due = self._due, None
+        if write is None:
+            return  # The thread was given it, with something behind it.
+        try:
+            written = next(self._carry_out([write]))
+        except BaseException as error:
+            self._on_failed(error)
+            return
+        if written is None:
+            self._give(write)
+        else:
+            # What the thread told of earlier writes is in the loop's queue before this call.
+            self._on_written(written)
+
+    def _give_due(self) -> None:
+        write, self._due = self._due, None
+        if write is not None:
+            self._give(write)
+
+    def _give(self, item: StorageWrite | Job) -> None:
+        self._given += 1
+        self._queue.put(item)
+
+    # -- on either ---------------------------------------------------------------------------------
+
+    def _carry_out(self, items: Sequence[StorageWrite | Job]) -> Iterator[Written | None]:
+        """As `append_steps`, with the syncs timed; None: the disk is full."""
+        began: float | None = None
+        self.busy_since_ms = monotonic_ms()
+        try:
+            for step in append_steps(self._wal, items):
+                self.busy_since_ms = monotonic_ms()
+                if step is Pause.SYNC:
+                    began = time.perf_counter()
+                elif step is Pause.FULL:
+                    self.busy_since_ms = None
+                    yield None
+                    self.busy_since_ms = monotonic_ms()
+                else:
+                    if began is not None:
+                        seconds = time.perf_counter() - began
+                        self._pace.took(seconds)
+                        self._stats.wal_fsync_seconds += seconds
+                        self._stats.wal_fsyncs += 1
+                        began = None
+                    yield step
+        finally:
+            self.busy_since_ms = None
+
+    # -- on the thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
         queue = self._queue
@@ -141,30 +222,18 @@ class AppendThread:
             except BaseException as error:
                 self._tell(self._on_failed, error)
                 return
+            self._finished += len(taken)
 
     def _work(self, items: list[StorageWrite | Job]) -> bool:
         """Whether all was done; False: closing, so nobody waits for the rest."""
-        sync_began: float | None = None
-        self.busy_since_ms = monotonic_ms()
-        for step in append_steps(self._wal, items):
-            if step is Pause.FULL:
-                self.busy_since_ms = None
+        for written in self._carry_out(items):
+            if written is None:
                 self._tell_full(True)
                 if self._closing.wait(FULL_DISK_RETRY_SECONDS):
                     return False
-                self.busy_since_ms = monotonic_ms()
-                continue
-            self.busy_since_ms = monotonic_ms()
-            self._tell_full(False)
-            if step is Pause.SYNC:
-                sync_began = time.perf_counter()
-                continue
-            if sync_began is not None:
-                self._stats.wal_fsync_seconds += time.perf_counter() - sync_began
-                self._stats.wal_fsyncs += 1
-                sync_began = None
-            self._tell(self._on_written, step)
-        self.busy_since_ms = None
+            else:
+                self._tell_full(False)
+                self._tell(self._on_written, written)
         return True
 
     def _tell_full(self, full: bool) -> None:

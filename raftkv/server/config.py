@@ -6,7 +6,8 @@ field's name: the flag ``--data-dir``, the variable ``RAFTKV_DATA_DIR`` and the 
 file and default that has it. The command line builds its options from `SETTINGS`, so a default
 or a sentence of help is written once.
 
-Flags mean what they mean in etcd wherever etcd has one of that name.
+Flags mean what they mean in etcd wherever etcd has one of that name, and are then taken from
+etcd's variable (``ETCD_DATA_DIR``), too; see `raftkv.server.etcd_flags`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 from raftkv import limits
-from raftkv.errors import ConfigError
+from raftkv.errors import ConfigError, InvalidRequest
+from raftkv.server import etcd_flags
+from raftkv.server.auto_compaction import Retention, parse_retention
+from raftkv.server.tls.settings import check_tls
 from raftkv.server.token_spec import parse_token_spec
 
 ENVIRONMENT_PREFIX: Final = "RAFTKV_"
@@ -36,6 +40,9 @@ CLIENT_VARIABLES: Final = frozenset(
         "RAFTKV_USER",
         "RAFTKV_PASSWORD",
         "RAFTKV_TOKEN",
+        "RAFTKV_CACERT",
+        "RAFTKV_CERT",
+        "RAFTKV_KEY",
     }
 )
 """Variables with our prefix that are not settings of a member."""
@@ -79,6 +86,11 @@ def parse_integer(value: object) -> int:
     raise BadValue(f"must be a whole number, not {value!r}")
 
 
+def parse_number_or_text(value: object) -> str:
+    """A line of text, or a whole number as its digits."""
+    return str(value) if type(value) is int else parse_text(value)
+
+
 def parse_size(value: object) -> int:
     """A number of bytes: an integer, or text such as ``64MiB`` (units of 1024)."""
     if isinstance(value, str):
@@ -91,12 +103,12 @@ def parse_size(value: object) -> int:
 
 
 def parse_duration_ms(value: object) -> int:
-    """Milliseconds: an integer, or text such as ``100ms`` or ``2s``."""
+    """Milliseconds: an integer, or text such as ``100ms``, ``2s`` or ``1h30m``."""
     if isinstance(value, str):
-        found = re.fullmatch(r"([0-9]{1,12})\s*(ms|s|m|h)?", value.strip())
-        if found is None:
+        parts = re.findall(r"([0-9]{1,12})\s*(ms|s|m|h|\Z)", value.strip())
+        if not re.fullmatch(r"[0-9]{1,12}|([0-9]{1,12}\s*(ms|s|m|h))+", value.strip()):
             raise BadValue(f"must be milliseconds such as 100, 100ms or 2s, not {value!r}")
-        return int(found[1]) * _DURATION_MS[found[2] or ""]
+        return sum(int(number) * _DURATION_MS[unit] for number, unit in parts)
     return parse_integer(value)
 
 
@@ -113,8 +125,16 @@ def parse_flag(value: object) -> bool:
     raise BadValue(f"must be true or false, not {value!r}")
 
 
+def parse_words(value: object) -> tuple[str, ...]:
+    """Words, from a comma-separated text or a list."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise BadValue("must be a list of words")
+    return tuple(word for word in (parse_text(item).strip() for item in items) if word)
+
+
 def parse_urls(value: object) -> tuple[str, ...]:
-    """URLs ``http://HOST:PORT``, from a comma-separated text or a list."""
+    """URLs ``http://HOST:PORT`` or ``https://HOST:PORT``, from a comma-separated text or a list."""
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
         raise BadValue("must be a list of URLs")
@@ -125,7 +145,7 @@ def parse_urls(value: object) -> tuple[str, ...]:
 
 
 def split_url(url: object) -> tuple[str, int]:
-    """Host and port of ``http://HOST:PORT``; raises `BadValue` for anything else."""
+    """Host and port of ``http[s]://HOST:PORT``; raises `BadValue` for anything else."""
     if not isinstance(url, str):
         raise BadValue(f"must hold URLs such as http://127.0.0.1:2379, not {url!r}")
     try:
@@ -133,12 +153,10 @@ def split_url(url: object) -> tuple[str, int]:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise BadValue(f"holds {url!r}, which is not a URL: {error}") from error
-    if parts.scheme == "https":
-        raise BadValue(f"holds {url!r}, but this version has no TLS; use http://")
-    if parts.scheme != "http" or not host or port is None:
+    if parts.scheme not in ("http", "https") or not host or port is None:
         raise BadValue(f"must hold URLs such as http://127.0.0.1:2379, not {url!r}")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise BadValue(f"holds {url!r}; only http://HOST:PORT may be given")
+        raise BadValue(f"holds {url!r}; only {parts.scheme}://HOST:PORT may be given")
     return host, port
 
 
@@ -165,6 +183,24 @@ def split_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
     return members
 
 
+def parse_names(value: object) -> tuple[str, ...]:
+    """Names, or ``*`` for any, from a comma-separated text or a list; in lower case."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise BadValue("must be a list of names")
+    names = (parse_text(item).strip().lower() for item in items)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def parse_origins(value: object) -> tuple[str, ...]:
+    """Origins of web pages (RFC 6454), or ``*`` for any; in lower case."""
+    origins = tuple(origin.rstrip("/") for origin in parse_names(value))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            raise BadValue(f"must hold origins such as https://example.com, not {origin!r}")
+    return origins
+
+
 def parse_auth_token(value: object) -> str:
     """The text of ``--auth-token``; see `raftkv.server.token_spec`."""
     text = parse_text(value)
@@ -175,13 +211,20 @@ def parse_auth_token(value: object) -> str:
     return text
 
 
+ETCD_WORDS: Final = {"warn": "warning", "dpanic": "error", "panic": "error", "fatal": "error",
+                     "console": "text"}  # fmt: skip
+"""What etcd calls choices of ours. It has levels above error, at which nothing here is logged."""
+
+
 def one_of(*choices: str) -> Parser:
-    """A parser of one word out of `choices`."""
+    """A parser of one word out of `choices`, or of etcd's word for one of them."""
 
     def parse(value: object) -> str:
-        if not isinstance(value, str) or value.strip().lower() not in choices:
+        word = value.strip().lower() if isinstance(value, str) else ""
+        choice = word if word in choices else ETCD_WORDS.get(word, "")
+        if choice not in choices:
             raise BadValue(f"must be one of {', '.join(choices)}, not {value!r}")
-        return value.strip().lower()
+        return choice
 
     return parse
 
@@ -215,6 +258,12 @@ class Setting:
         """The environment variable, for example ``RAFTKV_DATA_DIR``."""
         return ENVIRONMENT_PREFIX + self.name.upper()
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """All variables that it may be given in, those that win first: ours, then etcd's."""
+        etcd = (etcd_flags.variable_of(name) for name in etcd_flags.names_of(self.key))
+        return (self.variable, *etcd)
+
 
 def _setting(
     default: Any,
@@ -239,6 +288,18 @@ def _choice(default: str, choices: tuple[str, ...], help_text: str, *, group: st
     return _setting(
         default, one_of(*choices), "|".join(choices), help_text, group=group, choices=choices
     )
+
+
+def _file(help_text: str) -> Any:
+    return _setting("", parse_text, "FILE", help_text, group="TLS")
+
+
+def _words(placeholder: str, help_text: str) -> Any:
+    return _setting((), parse_words, placeholder, help_text, group="TLS")
+
+
+def _switch(help_text: str, *, group: str) -> Any:
+    return _setting(False, parse_flag, "[BOOL]", help_text, group=group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +427,19 @@ class ServerConfig:
         "Most bytes of data; past it only deletes and compaction pass.",
         group="Storage",
     )
+    auto_compaction_mode: str = _choice(
+        "periodic",
+        ("periodic", "revision"),
+        "Whether history is kept for a time, or for a number of revisions.",
+        group="Storage",
+    )
+    auto_compaction_retention: str = _setting(
+        "0",
+        parse_number_or_text,
+        "TIME|N",
+        "History that is kept: hours or a time such as 30m, or revisions; 0 keeps all.",
+        group="Storage",
+    )
     auth_token: str = _setting(
         "simple",
         parse_auth_token,
@@ -423,11 +497,81 @@ class ServerConfig:
         "Trace one request in N, and all that come with a sampled traceparent.",
         group="Observing",
     )
+    cors: tuple[str, ...] = _setting(
+        (),
+        parse_origins,
+        "ORIGIN,...",
+        "Web pages that may call this member: of these origins, or * for any.  [default: none]",
+        group="Access",
+    )
+    host_whitelist: tuple[str, ...] = _setting(
+        ("*",),
+        parse_names,
+        "HOST,...",
+        "Host names that HTTP requests in clear text may be for; * for any.",
+        group="Access",
+    )
+    allow_insecure: bool = _switch(
+        "Listen on other addresses than loopback without TLS.", group="Access"
+    )
+    cert_file: str = _file("Certificate of the client port, in PEM, with intermediates.")
+    key_file: str = _file("Its key.")
+    trusted_ca_file: str = _file("CA of the clients, who then need a certificate of it.")
+    client_cert_auth: bool = _switch(
+        "Take the common name of a client's certificate for its user.", group="TLS"
+    )
+    client_crl_file: str = _file("Certificates of clients that were revoked.")
+    client_cert_allowed_hostname: tuple[str, ...] = _words(
+        "NAME,...", "Only clients whose certificate is for one of these hosts."
+    )
+    auto_tls: bool = _switch("Make a certificate of the client port for oneself.", group="TLS")
+    peer_cert_file: str = _file("Certificate of this member towards the others.")
+    peer_key_file: str = _file("Its key.")
+    peer_trusted_ca_file: str = _file("CA of the members, who then need a certificate of it.")
+    peer_client_cert_auth: bool = _switch(
+        "Insist on certificates of members; a CA alone does, too.", group="TLS"
+    )
+    peer_crl_file: str = _file("Certificates of members that were revoked.")
+    peer_cert_allowed_cn: tuple[str, ...] = _words(
+        "NAME,...", "Only members with one of these common names."
+    )
+    peer_cert_allowed_hostname: tuple[str, ...] = _words(
+        "NAME,...", "Only members whose certificate is for one of these hosts."
+    )
+    peer_auto_tls: bool = _switch(
+        "Encrypt between members without certificates of a CA.", group="TLS"
+    )
+    tls_min_version: str = _choice("tls1.2", ("tls1.2", "tls1.3"), "Oldest version.", group="TLS")
+    tls_max_version: str = _choice("tls1.3", ("tls1.2", "tls1.3"), "Newest version.", group="TLS")
+    cipher_suites: tuple[str, ...] = _words(
+        "NAME,...", "Suites of TLS 1.2.  [default: all with ECDHE and AEAD]"
+    )
     max_connections: int = _setting(
         limits.CONNECTIONS_MAX,
         parse_integer,
         "N",
         "Most client connections at a time.",
+        group="Limits",
+    )
+    max_connections_per_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most client connections at a time from one address; 0: as many as all together.",
+        group="Limits",
+    )
+    rate_limit_address: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second from one client address; 0: any number.",
+        group="Limits",
+    )
+    rate_limit_user: int = _setting(
+        0,
+        parse_integer,
+        "N",
+        "Most requests a second of one user; 0: any number.",
         group="Limits",
     )
     max_watchers: int = _setting(
@@ -464,6 +608,11 @@ class ServerConfig:
                     self, setting.name, _parsed(setting, value, where=setting.flag, path=None)
                 )
         _check_config(self)
+
+    @property
+    def retention(self) -> Retention:
+        """History that automatic compaction leaves."""
+        return parse_retention(self.auto_compaction_mode, self.auto_compaction_retention)
 
     @property
     def data_directory(self) -> Path:
@@ -536,6 +685,7 @@ def load_config(
 ) -> ServerConfig:
     """The configuration out of flags, environment and TOML file, in that order of precedence.
 
+    A setting that etcd has, too, is also taken from etcd's variable when ours is not set.
     `flags` holds the settings given on the command line by field name; a value of None counts as
     not given. `config_file` falls back to the variable ``RAFTKV_CONFIG_FILE``.
 
@@ -549,8 +699,8 @@ def load_config(
     for setting in SETTINGS:
         if (flags or {}).get(setting.name) is not None:
             given, where = (flags or {})[setting.name], setting.flag
-        elif environment.get(setting.variable):
-            given, where = environment[setting.variable], setting.variable
+        elif found := [name for name in setting.variables if environment.get(name)]:
+            given, where = environment[found[0]], found[0]
         elif setting.name in from_file:
             given, where = from_file[setting.name], f"{setting.key} in {path}"
         else:
@@ -604,7 +754,9 @@ def _read_file(path: Path) -> dict[str, object]:
 
 def _dialable(url: str) -> str:
     host, port = split_url(url)
-    return f"http://{platform.node() or '127.0.0.1'}:{port}" if host in _WILDCARD_HOSTS else url
+    if host not in _WILDCARD_HOSTS:
+        return url
+    return f"{urlsplit(url).scheme}://{platform.node() or '127.0.0.1'}:{port}"
 
 
 def _reject(name: str, text: str, **facts: object) -> NoReturn:
@@ -626,6 +778,9 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "audit_log_files": (1, 1_000),
     "trace_one_in": (1, 1_000_000_000),
     "max_connections": (1, 1_000_000),
+    "max_connections_per_address": (0, 1_000_000),
+    "rate_limit_address": (0, 10_000_000),
+    "rate_limit_user": (0, 10_000_000),
     "max_watchers": (1, 10_000_000),
 }
 
@@ -646,10 +801,15 @@ def _check_config(config: ServerConfig) -> None:
             f"({config.election_timeout} ms) must be at least 5 times --heartbeat-interval "
             f"({config.heartbeat_interval} ms), so that one lost heartbeat elects nobody",
         )
+    try:
+        parse_retention(config.auto_compaction_mode, config.auto_compaction_retention)
+    except InvalidRequest as error:
+        _reject("auto_compaction_retention", str(error))
     for client in config.client_addresses:
         if client[1] and client in config.peer_addresses:
             _reject("listen_peer_urls", f"and --listen-client-urls both use port {client[1]}")
     _check_cluster(config)
+    check_tls(config)
 
 
 def _check_cluster(config: ServerConfig) -> None:

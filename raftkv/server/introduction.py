@@ -8,17 +8,23 @@ else: to talk it has to come back with a proper hello.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgpack
 
 from raftkv.errors import ConfigError, PeerError
-from raftkv.limits import PEER_DIAL_SECONDS, PEER_INTRODUCTION_BYTES_MAX
+from raftkv.limits import (
+    PEER_DIAL_SECONDS,
+    PEER_HANDSHAKE_SECONDS,
+    PEER_INTRODUCTION_BYTES_MAX,
+    TLS_PEER_HANDSHAKES_MAX,
+)
 from raftkv.packing import unpack
 from raftkv.server.frames import FrameKind
 from raftkv.server.peer_link import LinkStats, PeerLink
+from raftkv.server.tls.settings import PeerTls
+from raftkv.server.tls.stream import HandshakeDesk, connect
 
 Introduced = tuple[int, str, list[str], bool]
 """Member id, name, peer URLs, and whether that member has ever taken part."""
@@ -54,7 +60,7 @@ async def ask_introduction(
     addresses: Sequence[tuple[str, int]],
     *,
     seconds: float = 10.0,
-    client_ssl: ssl.SSLContext | None = None,
+    tls: PeerTls | None = None,
 ) -> tuple[int, list[Introduced]]:
     """Ask each address in turn, for up to `seconds`, which cluster it belongs to.
 
@@ -67,7 +73,7 @@ async def ask_introduction(
         for host, port in addresses:
             try:
                 async with asyncio.timeout(PEER_DIAL_SECONDS):
-                    return await _ask(host, port, client_ssl)
+                    return await _ask(host, port, tls)
             except (OSError, PeerError) as error:
                 failures.append(f"{host}:{port}: {error or type(error).__name__}")
         if loop.time() + _PAUSE_SECONDS > end:
@@ -78,18 +84,30 @@ async def ask_introduction(
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def _ask(
-    host: str, port: int, client_ssl: ssl.SSLContext | None
-) -> tuple[int, list[Introduced]]:
+async def _ask(host: str, port: int, tls: PeerTls | None) -> tuple[int, list[Introduced]]:
     asker = _Asker()
     link = PeerLink(asker, LinkStats(), PEER_INTRODUCTION_BYTES_MAX)
     link.open()
     try:
-        await asyncio.get_running_loop().create_connection(lambda: link, host, port, ssl=client_ssl)
+        if tls is None:
+            await asyncio.get_running_loop().create_connection(lambda: link, host, port)
+        else:
+            await _connect(link, host, port, tls)
         link.send(FrameKind.INTRODUCE, b"")
         return await asker.answer
     finally:
         link.fail(PeerError("answered"))
+
+
+async def _connect(link: PeerLink, host: str, port: int, tls: PeerTls) -> None:
+    desk = HandshakeDesk("peer", most=TLS_PEER_HANDSHAKES_MAX, seconds=PEER_HANDSHAKE_SECONDS)
+    try:
+        await connect(desk, tls.dialling, link, host, port)
+    finally:
+        desk.close()
+    trouble = tls.trouble(link.identity)
+    if trouble is not None:
+        raise PeerError(trouble)
 
 
 class _Asker:

@@ -28,6 +28,7 @@ from raftkv.machine.cluster import MemberInfo as RecordedMember
 from raftkv.machine.commands import Command, encode_batch, lease_expire, stamp_batch
 from raftkv.machine.machine import Machine
 from raftkv.machine.results import Applied
+from raftkv.server.shrink import Shrunk
 from raftkv.server.store import (
     Done,
     KeepAliveResult,
@@ -148,6 +149,10 @@ class LocalStore:
         if to not in (None, self.member_id):
             raise ChangeRefused("a local store has one member, which leads")
         return self.member_id
+
+    async def shrink(self) -> Shrunk:
+        used = self.tables.used_bytes()
+        return Shrunk(used, used)
 
     async def snapshot(self) -> SnapshotStream:
         with tempfile.TemporaryDirectory() as directory:

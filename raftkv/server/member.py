@@ -35,7 +35,9 @@ from raftkv.errors import (
     OutcomeUnknown,
     PeerError,
     RaftkvError,
+    TooManyRequests,
 )
+from raftkv.limits import SHRINK_CATCH_UP_SECONDS
 from raftkv.machine.commands import AlarmKind, Command
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.append_thread import monotonic_ms as now_ms
@@ -43,7 +45,10 @@ from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.disk_watch import successors
 from raftkv.server.opening import Opened
 from raftkv.server.replica import Replica
+from raftkv.server.shrink import PAUSE_SECONDS, Shrink, Shrunk
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
+from raftkv.server.sync_pace import SyncPace
+from raftkv.server.tls.settings import peer_tls
 from raftkv.server.transport import Transport
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -80,6 +85,8 @@ class Member:
         self._loop = loop
         self._started_at = time.monotonic()
         self._stopping = False
+        self._turn_due = False
+        self._turn_scheduled = False
         self._tick_ms = config.heartbeat_interval
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -88,11 +95,14 @@ class Member:
         self._copies = 0
         """Snapshots of this member's own in the making; tables are not replaced meanwhile."""
         self._compacting = False
+        self._shrink: Shrink | None = None
+        self._shrinking: asyncio.Task[Shrunk] | None = None
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
         self._append = AppendThread(
             opened.wal,
             loop,
             self.stats,
+            SyncPace(),
             on_written=self._on_written,
             on_failed=self._on_failed,
             on_full=self._on_full,
@@ -130,6 +140,7 @@ class Member:
                 snapshot_log_bytes=config.snapshot_log_bytes,
                 snapshot_catchup_entries=config.snapshot_catchup_entries,
                 disk_stall_ms=config.disk_stall_ms,
+                retention=config.retention,
             ),
             self.replica,
             opened,
@@ -148,6 +159,7 @@ class Member:
             on_introduction=self._introduce,
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
+            tls=peer_tls(config),
         )
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
@@ -178,7 +190,8 @@ class Member:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.replica.close()
         await self.transport.close()
-        await self._loop.run_in_executor(None, self._append.close)
+        self._append.end()
+        await self._loop.run_in_executor(None, self._append.join)
         await self._loop.run_in_executor(None, self._copier.shutdown)
         self._opened.close(clean=not self.ended.done())
         if not self.ended.done():
@@ -253,6 +266,8 @@ class Member:
             "db_bytes": opened.backend.file_bytes(),
             "db_used_bytes": opened.backend.used_bytes(),
             "quota_bytes": self.config.quota_backend_bytes,
+            "space_low": self._upkeep.space.low,
+            "shrink": self._shrink.progress() if self._shrink is not None else None,
             "wal_bytes": opened.wal.disk_bytes,
             "snapshot_index": self._upkeep.snapshot_index,
             "pending": self.replica.pending.commands,
@@ -346,11 +361,22 @@ class Member:
         await self._loop.run_in_executor(self._copier, self._opened.snapshots.verify, info)
         return SnapshotStream(info.meta.index, revision, info.size, self._chunks(info))
 
+    async def shrink(self) -> Shrunk:
+        """See `Store.shrink`."""
+        if self._shrinking is None:
+            self._shrinking = self._loop.create_task(self._run_shrink())
+            self._tasks.add(self._shrinking)
+            self._shrinking.add_done_callback(self._shrink_ended)
+        return await asyncio.shield(self._shrinking)
+
     # -- Surroundings ----------------------------------------------------------------------------
 
     def wake(self) -> None:
         """See `Surroundings.wake`."""
-        self._loop.call_soon(self._turn)
+        self._turn_due = True
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._woken)
 
     def now_ms(self) -> int:
         """See `Surroundings.now_ms`."""
@@ -426,7 +452,13 @@ class Member:
 
     # -- what arrives ----------------------------------------------------------------------------
 
+    def _woken(self) -> None:
+        self._turn_scheduled = False
+        if self._turn_due:
+            self._turn()
+
     def _turn(self) -> None:
+        self._turn_due = False
         if self._stopping or self.ended.done():
             return
         try:
@@ -446,7 +478,8 @@ class Member:
                 },
             )
             self._upkeep.announce()
-        if self._snapshotting is None and not self._installing and self._upkeep.snapshot_due():
+        quiet = self._snapshotting is None and self._shrink is None and not self._installing
+        if quiet and self._upkeep.snapshot_due():
             self._snapshotting = self._spawn(self._snapshot_and_compact())
         if self.machine.compaction_pending and not self._compacting:
             self._compacting = True
@@ -558,7 +591,7 @@ class Member:
     async def _take_snapshot(self) -> SnapshotInfo:
         """Make a snapshot of the applied state beside the traffic, and let go of the old log."""
         opened = self._opened
-        while self._installing:
+        while self._installing or self._shrink is not None:
             await asyncio.sleep(0.01)
         self._copies += 1
         try:
@@ -567,6 +600,37 @@ class Member:
             self._copies -= 1
         self._append.run(self._upkeep.snapshot_made(info))
         return info
+
+    async def _run_shrink(self) -> Shrunk:
+        while self._installing or self._copies:
+            await asyncio.sleep(0.01)
+        shrink = self._shrink = Shrink(self._opened)
+        self._copies += 1
+        try:
+            await self._loop.run_in_executor(self._copier, shrink.copy)
+            deadline = self._loop.time() + SHRINK_CATCH_UP_SECONDS
+            while (shrunk := shrink.catch_up()) is None:
+                if self._loop.time() > deadline:
+                    raise TooManyRequests(
+                        "writes came faster than a copy of the tables took them in; "
+                        "nothing was changed, try again when there are fewer"
+                    )
+                await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            self._copies -= 1
+            self._shrink = None
+            shrink.close()
+        log.info(
+            "gave space back to the disk",
+            extra={"before_bytes": shrunk.before_bytes, "after_bytes": shrunk.after_bytes},
+        )
+        return shrunk
+
+    def _shrink_ended(self, task: asyncio.Task[Shrunk]) -> None:
+        self._tasks.discard(task)
+        self._shrinking = None
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("no space was given back to the disk: %s", task.exception())
 
     async def _chunks(self, info: SnapshotInfo) -> AsyncIterator[bytes]:
         offset = 0

@@ -18,6 +18,7 @@ from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
 from raftkv.server.introduction import ask_introduction
+from raftkv.server.tls.settings import peer_tls
 from raftkv.storage.backend import Backend, LmdbBackend
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.disk import Disk, RealDisk
@@ -122,7 +123,7 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
         )
         _check_owner(config, opened.machine, opened.identity, data.path)
         if not opened.machine.members():
-            _, members = await ask_introduction(_others(config))
+            _, members = await ask_introduction(_others(config), tls=peer_tls(config))
             opened.introduced = {member_id: tuple(urls) for member_id, _, urls, _ in members}
         return opened
     except BaseException:
@@ -136,7 +137,7 @@ async def _identity(config: ServerConfig) -> WalIdentity:
     if config.initial_cluster_state == "new":
         await _refuse_second_founding(config, founding)
         return WalIdentity(founding.cluster_id, founding.member_id)
-    cluster_id, members = await ask_introduction(_others(config))
+    cluster_id, members = await ask_introduction(_others(config), tls=peer_tls(config))
     own_urls = set(config.advertised_peer_urls)
     for member_id, _, peer_urls, _ in members:
         if own_urls & set(peer_urls):
@@ -156,7 +157,9 @@ async def _refuse_second_founding(config: ServerConfig, founding: Founding) -> N
     if len(founding.members) == 1:
         return
     try:
-        cluster_id, members = await ask_introduction(_others(config), seconds=0)
+        cluster_id, members = await ask_introduction(
+            _others(config), seconds=0, tls=peer_tls(config)
+        )
     except ConfigError:
         return
     for member_id, _, _, started in members:

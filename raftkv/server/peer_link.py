@@ -17,6 +17,7 @@ from raftkv.server.frames import (
     check_welcome,
     frame_header,
 )
+from raftkv.server.tls.identity import Identity
 
 _REASON_BYTES_MAX = PEER_HELLO_BYTES_MAX // 2
 
@@ -121,6 +122,11 @@ class PeerLink(asyncio.Protocol):
         """Of the other side, for logs."""
         name = None if self._transport is None else self._transport.get_extra_info("peername")
         return f"{name[0]}:{name[1]}" if name else "?"
+
+    @property
+    def identity(self) -> Identity | None:
+        """What the other side's certificate proved, if there was one."""
+        return None if self._transport is None else self._transport.get_extra_info("identity")
 
     @property
     def waiting_bytes(self) -> int:

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 class PendingBatch:
     """The waiters of one batch."""
 
-    __slots__ = ("deadline_ms", "dones", "index", "sequence", "term")
+    __slots__ = ("deadline_ms", "dones", "index", "sequence", "size", "term")
 
-    def __init__(self, sequence: int, dones: list[Done], deadline_ms: int) -> None:
+    def __init__(self, sequence: int, dones: list[Done], deadline_ms: int, size: int) -> None:
         self.sequence = sequence
         self.dones = dones
         self.deadline_ms = deadline_ms
+        self.size = size
         self.index = 0
         self.term = 0
 
@@ -46,13 +47,16 @@ class Pending:
         """(term, sequence), in order."""
         self._term = 0
         self.commands = 0
+        self.bytes = 0
+        """Of the commands, as far as `register` was told."""
 
-    def register(self, dones: list[Done], deadline_ms: int) -> int:
+    def register(self, dones: list[Done], deadline_ms: int, size: int = 0) -> int:
         """Take on the waiters of a batch; the sequence number to put into it."""
         sequence = self._next_sequence
         self._next_sequence += 1
-        self._by_sequence[sequence] = PendingBatch(sequence, dones, deadline_ms)
+        self._by_sequence[sequence] = PendingBatch(sequence, dones, deadline_ms, size)
         self.commands += len(dones)
+        self.bytes += size
         return sequence
 
     def placed(self, sequence: int, index: int, term: int) -> None:
@@ -98,6 +102,7 @@ class Pending:
         dones = batch.dones
         check(len(dones) == len(results), "a batch has a result a command", sequence=sequence)
         self.commands -= len(dones)
+        self.bytes -= batch.size
         if batch.index:
             self._by_index.pop(batch.index, None)
         for done, result in zip(dones, results, strict=True):
@@ -154,6 +159,7 @@ class Pending:
         if batch.index and self._by_index.get(batch.index) is batch:
             del self._by_index[batch.index]
         self.commands -= len(batch.dones)
+        self.bytes -= batch.size
         for done in batch.dones:
             done(error)
 

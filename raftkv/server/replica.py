@@ -76,6 +76,7 @@ from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
     from raftkv.machine.machine import Machine
+    from raftkv.server.space import Space
     from raftkv.storage.wal import WriteReceipt
     from raftkv.storage.wallog import WalLog
 
@@ -174,13 +175,15 @@ class Replica:
         self._removed = False
         self._hash_sent = 0
         self._apply_blocked = False
+        self.space: Space | None = None
+        """Says how much may be proposed at a time; None: all that fits into a batch."""
         self.corrupt = False
         """This member's state was found to differ from the others'; it serves no more."""
 
     # -- what doors call ---------------------------------------------------------------------
 
-    def propose(self, command: commands.Command, done: Done) -> None:
-        """See `Store.propose`."""
+    def propose(self, command: commands.Command, done: Done, *, ahead: bool = False) -> None:
+        """See `Store.propose`. `ahead`: before everything that waits to be proposed."""
         if self._refusing is not None:
             self._answer(done, self._refusing)
         elif self.pending.commands + len(self._commands) >= PENDING_COMMANDS_MAX:
@@ -200,8 +203,9 @@ class Replica:
                 ),
             )
         else:
-            self._commands.append(command)
-            self._dones.append(done)
+            place = 0 if ahead else len(self._commands)
+            self._commands.insert(place, command)
+            self._dones.insert(place, done)
             self._gathered_bytes += len(command)
             if not self._awake:
                 self._wake()
@@ -338,7 +342,8 @@ class Replica:
 
     def turn(self) -> None:
         """Do everything that is due now. Calls `wake` if something is left for another turn."""
-        self._awake = True
+        # Whoever hears an answer may ask for more at once: that is for another turn.
+        self._awake = False
         around, node = self._around, self.node
         if self._commands and (
             self._writes_in_flight < WRITES_IN_FLIGHT_MAX or node.role is not Role.LEADER
@@ -356,7 +361,6 @@ class Replica:
             self._apply_committed()
         for done, answer in self._take_answers():
             done(answer)
-        self._awake = False
         if self.hub.pump() or node.has_ready() or self._can_apply():
             self._wake()
 
@@ -395,20 +399,24 @@ class Replica:
         return answers
 
     def _propose_gathered(self) -> None:
+        count = self._spacious()
+        if not count:
+            return
         gathered, dones = self._commands, self._dones
-        count = len(gathered)
         if count > BATCH_COMMANDS_MAX or self._gathered_bytes > BATCH_COMMAND_BYTES_MAX:
-            count = self._fitting()
+            count = min(count, self._fitting())
         if buggify("tiny-batch"):
             count = 1
         if count == len(gathered):
+            size = self._gathered_bytes
             self._commands, self._dones, self._gathered_bytes = [], [], 0
         else:
             self._commands, self._dones = gathered[count:], dones[count:]
             gathered, dones = gathered[:count], dones[:count]
-            self._gathered_bytes -= sum(map(len, gathered))
+            size = sum(map(len, gathered))
+            self._gathered_bytes -= size
         now_ms = self._around.now_ms()
-        sequence = self.pending.register(dones, now_ms + self._request_timeout_ms)
+        sequence = self.pending.register(dones, now_ms + self._request_timeout_ms, size)
         data = commands.encode_batch(self.member_id, self.boot, sequence, gathered)
         node = self.node
         if node.role is Role.LEADER:
@@ -423,6 +431,20 @@ class Replica:
                 self.pending.placed(sequence, *placed)
             else:
                 self.pending.forwarded(sequence, node.term)
+
+    def _spacious(self) -> int:
+        """How many of the gathered commands there is space for; 0: wait."""
+        if self.space is None:
+            return len(self._commands)
+        count = self.space.fitting(
+            self._commands,
+            self._gathered_bytes,
+            under_way=(self.pending.bytes, self.pending.commands),
+            members=max(1, len(everybody(self.node.conf))),
+            alarms=self.machine.alarms,
+        )
+        self.stats.batches_held_back += count < len(self._commands)
+        return count
 
     def _fitting(self) -> int:
         """How many of the gathered commands go into one batch; at least one."""
@@ -637,6 +659,8 @@ class Replica:
             return
         for _ in batch:
             queue.popleft()
+        if self.space is not None:
+            self.space.applied(size, sum(len(applied.results) for applied in applied_entries))
         events = []
         for applied in applied_entries:
             self._resolve(applied)

@@ -16,6 +16,7 @@ from raftkv.errors import RaftkvError
 if TYPE_CHECKING:
     from raftkv.machine.commands import Command
     from raftkv.machine.machine import Machine
+    from raftkv.server.shrink import Shrunk
     from raftkv.server.watch import Watch, WatchSink, WatchSpec
 
 Done = Callable[[Any], None]
@@ -84,6 +85,8 @@ class StoreStats:
     stalls: int = 0
     disk_stalls: int = 0
     disk_stall_handovers: int = 0
+    batches_held_back: int = 0
+    auto_compactions: int = 0
 
 
 class Store(Protocol):
@@ -135,6 +138,9 @@ class Store(Protocol):
 
     async def transfer_leader(self, to: int | None) -> int:
         """Hand leadership over; to None: to the most advanced follower. The new leader's id."""
+
+    async def shrink(self) -> Shrunk:
+        """Give free space inside this member's tables back to the disk; joins one under way."""
 
     async def snapshot(self) -> SnapshotStream:
         """A consistent image made beside the traffic."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import ssl
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -40,6 +39,7 @@ from raftkv.limits import (
     PEER_SILENCE_SECONDS,
     PEER_WRITE_BUFFER_BYTES,
     SNAPSHOT_TRANSFERS_MAX,
+    TLS_PEER_HANDSHAKES_MAX,
 )
 from raftkv.server.frames import (
     SHELL_KINDS,
@@ -61,6 +61,8 @@ from raftkv.server.snapshot_stream import (
     SnapshotSend,
     StreamStats,
 )
+from raftkv.server.tls.settings import PeerTls
+from raftkv.server.tls.stream import HandshakeDesk, TlsStream, connect
 from raftkv.storage.snapshots import SnapshotInfo, SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -371,8 +373,7 @@ class Transport:
         snapshots: SnapshotStore | None = None,
         snapshot_executor: Executor | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
-        server_ssl: ssl.SSLContext | None = None,
-        client_ssl: ssl.SSLContext | None = None,
+        tls: PeerTls | None = None,
     ) -> None:
         """`snapshots` takes what peers send; without it snapshots are declined.
 
@@ -403,8 +404,10 @@ class Transport:
             1, thread_name_prefix="raftkv-snapshot-in"
         )
         self._send_executor = ThreadPoolExecutor(2, thread_name_prefix="raftkv-snapshot-out")
-        self._server_ssl = server_ssl
-        self._client_ssl = client_ssl
+        self._tls = tls
+        # Two threads: strangers who knock must not keep this member from dialling.
+        self._accepting = None if tls is None else _desk("a peer")
+        self._dialling = None if tls is None else _desk("")
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepted: dict[PeerLink, asyncio.TimerHandle | None] = {}
@@ -423,13 +426,7 @@ class Transport:
         """Listen. Raises ConfigError when the address cannot be used."""
         for host, port in self._listen:
             try:
-                server = await self.loop.create_server(
-                    self._accept,
-                    host,
-                    port,
-                    ssl=self._server_ssl,
-                    ssl_handshake_timeout=PEER_HANDSHAKE_SECONDS if self._server_ssl else None,
-                )
+                server = await self.loop.create_server(self._knocked, host, port)
             except OSError as error:
                 raise ConfigError(
                     f"cannot listen for peers on {host}:{port}: {error.strerror or error}; "
@@ -454,6 +451,9 @@ class Transport:
             task.cancel()
         while self._tasks:
             await asyncio.wait(list(self._tasks))
+        for desk in (self._accepting, self._dialling):
+            if desk is not None:
+                desk.close()
         while self._accepted:
             await asyncio.sleep(0)
         self._send_executor.shutdown(wait=False, cancel_futures=True)
@@ -622,7 +622,11 @@ class Transport:
         link = PeerLink(greeting, self.stats, SNAPSHOT_FRAME_BYTES_MAX)
         try:
             async with asyncio.timeout(PEER_DIAL_SECONDS):
-                await self.loop.create_connection(lambda: link, host, port, ssl=self._client_ssl)
+                if self._tls is not None and self._dialling is not None:
+                    await connect(self._dialling, self._tls.dialling, link, host, port)
+                    self._check_certificate(link)
+                else:
+                    await self.loop.create_connection(lambda: link, host, port)
                 await greeting.wait(link)
         except BaseException:
             link.fail(PeerError("not welcome"))
@@ -633,6 +637,25 @@ class Transport:
         return link
 
     # Accepting
+
+    def _knocked(self) -> asyncio.Protocol:
+        if self._tls is not None and self._accepting is not None:
+            return TlsStream(self._accepting, self._tls.accepting, lambda _: self._accept())
+        return self._accept()
+
+    def _check_certificate(self, link: PeerLink, member_id: int | None = None) -> None:
+        """Raise PeerError unless the other end may speak as a member, or as this one.
+
+        A member that nobody here has heard of may be one all the same: this one may have slept
+        while the cluster changed, and only they can tell. Its certificate makes it a member.
+        """
+        if self._tls is None:
+            return
+        peer = None if member_id is None else self.peers.get(member_id)
+        hosts = () if peer is None else tuple(host for host, _ in peer.addresses)
+        trouble = self._tls.trouble(link.identity, hosts)
+        if trouble is not None:
+            raise PeerError(trouble)
 
     def _accept(self) -> PeerLink:
         link = PeerLink(self, self.stats, PEER_FRAME_BYTES_MAX)
@@ -685,6 +708,8 @@ class Transport:
                 self._say_once(f"a dialler from {host} was refused", str(link.error))
 
     def _greet(self, link: PeerLink, kind: int, payload: bytes) -> None:
+        if self._refused(link):
+            return
         if kind == FrameKind.INTRODUCE and self._on_introduction is not None:
             cluster_id, members = self._on_introduction()
             link.send(FrameKind.INTRODUCTION, encode_introduction(cluster_id, members))
@@ -696,6 +721,8 @@ class Transport:
         reason = refusal(hello, cluster_id=self.cluster_id, member_id=self.member_id)
         if reason is not None:
             link.refuse(reason)
+            return
+        if self._refused(link, hello.source):
             return
         deadline = self._accepted.get(link)
         if deadline is not None:
@@ -724,6 +751,14 @@ class Transport:
         except StorageError as error:
             intake.link.fail(error)
             self.fatal(error)
+
+    def _refused(self, link: PeerLink, member_id: int | None = None) -> bool:
+        try:
+            self._check_certificate(link, member_id)
+        except PeerError as error:
+            link.refuse(error.message)
+            return True
+        return False
 
     def _left(self, link: PeerLink) -> None:
         self._accepted.pop(link, None)
@@ -760,6 +795,10 @@ class Transport:
         for link in list(self._incoming.values()):
             if now - link.heard_at > PEER_SILENCE_SECONDS:
                 link.fail(ConnectionResetError("the peer is silent"))
+
+
+def _desk(name: str) -> HandshakeDesk:
+    return HandshakeDesk(name, most=TLS_PEER_HANDSHAKES_MAX, seconds=PEER_HANDSHAKE_SECONDS)
 
 
 class _Host:

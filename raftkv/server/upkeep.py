@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raftkv.buggify import buggify
-from raftkv.consensus.types import NO_MEMBER
-from raftkv.limits import DISK_STALL_MS_DEFAULT, WATCH_PROGRESS_SECONDS
+from raftkv.consensus.types import NO_MEMBER, Role
+from raftkv.errors import RaftkvError
+from raftkv.limits import DISK_STALL_MS_DEFAULT, SPACE_FREE_AT, WATCH_PROGRESS_SECONDS
 from raftkv.machine import commands
+from raftkv.server.auto_compaction import KEEP_ALL, AutoCompaction, Retention
 from raftkv.server.disk_watch import BusySince, DiskWatch, never_busy
+from raftkv.server.space import Space
 
 if TYPE_CHECKING:
     from raftkv.server.opening import Opened
@@ -30,8 +33,6 @@ STALL_MS_MIN = 500
 HOUSEKEEPING_SECONDS = 1.0
 COMPACT_ROWS_PER_SLICE = 500
 COMPACT_PAUSE_SECONDS = 0.002
-NO_SPACE_CLEARED_AT = 0.95
-"""A space alarm clears itself once this share of the quota is used, or less."""
 SNAPSHOT_SHARE = 4
 """A snapshot is due when the log since the last one is more than this part of the data. A write
 takes about two and a half times its log bytes in the tables, so snapshots come at a growing
@@ -52,6 +53,8 @@ class UpkeepSettings:
     """Entries that a snapshot leaves in the log, for followers that are a little behind."""
     disk_stall_ms: int = DISK_STALL_MS_DEFAULT
     """A leader whose log is at one write or sync for so long gives leadership up."""
+    retention: Retention = KEEP_ALL
+    """History that automatic compaction leaves."""
 
 
 class Upkeep:
@@ -73,6 +76,10 @@ class Upkeep:
         self._announcing = False
         self._alarming = False
         self._disk = DiskWatch(replica, settings.disk_stall_ms, busy_since_ms)
+        self._warned = False
+        self._auto_compaction = AutoCompaction(settings.retention)
+        self.space = replica.space = Space(opened.backend, settings.quota_bytes)
+        self.space.on_measure = self._watch_space
         self.log_disk_full = False
         """The log waits for space on its disk: told by whoever writes it."""
 
@@ -80,7 +87,7 @@ class Upkeep:
         """One tick of the clock passed; `now_ms` tells how late it comes."""
         late_ms = now_ms - self._last_tick_ms - self._settings.tick_ms
         self._last_tick_ms = now_ms
-        self._watch_space()
+        self.space.measure()
         self._disk.look(now_ms)
         self._replica.tick(now_ms, late_ms if late_ms >= STALL_MS_MIN else 0)
 
@@ -91,6 +98,7 @@ class Upkeep:
         if now_ms >= self._next_progress_ms:
             self._next_progress_ms = now_ms + int(WATCH_PROGRESS_SECONDS * 1000)
             self._replica.hub.mark_progress()
+        self._compact_old_history(now_ms)
         return self._look_for_space()
 
     def announce(self) -> None:
@@ -115,8 +123,9 @@ class Upkeep:
 
     def _watch_space(self) -> None:
         """Raise or clear this member's space alarm, with the log's reserve still there."""
-        machine, replica, quota = self._opened.machine, self._replica, self._settings.quota_bytes
-        used = self._opened.backend.used_bytes()
+        machine, replica, quota = self._opened.machine, self._replica, self.space.quota_bytes
+        used = self.space.used_bytes
+        self._warn()
         disk_full = (
             self.log_disk_full
             or self._opened.wal.disk_full is not None
@@ -131,9 +140,24 @@ class Upkeep:
                 extra={"used_bytes": used, "quota_bytes": quota, "disk_full": disk_full},
             )
             self._propose_alarm(True)
-        elif alarmed and not disk_full and used <= quota * NO_SPACE_CLEARED_AT:
+        elif alarmed and not disk_full and used <= quota * SPACE_FREE_AT:
             log.info("there is space again", extra={"used_bytes": used, "quota_bytes": quota})
             self._propose_alarm(False)
+
+    def _warn(self) -> None:
+        """Say it once when space becomes scarce, long before the alarm, and once it is not."""
+        space = self.space
+        if space.low is self._warned:
+            return
+        self._warned = space.low
+        facts = {"used_bytes": space.used_bytes, "quota_bytes": space.quota_bytes}
+        if space.low:
+            log.warning(
+                "space runs low: delete, compact or give a larger quota, before writes are refused",
+                extra=facts,
+            )
+        else:
+            log.info("space is no longer low", extra=facts)
 
     def _look_for_space(self) -> Callable[[Wal], None] | None:
         """While writes are refused nothing else would find out that the disk has space again."""
@@ -150,9 +174,29 @@ class Upkeep:
             self._alarming = False
 
         alarm = commands.alarm(commands.AlarmKind.NOSPACE, self._replica.member_id, on)
-        self._replica.propose(commands.guarded(alarm, commands.BY_MEMBER), done)
+        # Ahead of what waits: that is what must not be taken any more.
+        self._replica.propose(commands.guarded(alarm, commands.BY_MEMBER), done, ahead=True)
 
     # -- history ---------------------------------------------------------------------------------
+
+    def _compact_old_history(self, now_ms: int) -> None:
+        """At the leader: propose what automatic compaction finds due."""
+        machine, replica = self._opened.machine, self._replica
+        leads = replica.node.role is Role.LEADER
+        revision = self._auto_compaction.due(
+            now_ms, machine.revision, machine.compact_revision, leads=leads
+        )
+        if not revision:
+            return
+
+        def done(result: Any) -> None:
+            if isinstance(result, RaftkvError):
+                log.info("automatic compaction did not happen: %s", result)
+            else:
+                replica.stats.auto_compactions += 1
+                log.info("compacted old history", extra={"revision": revision})
+
+        replica.propose(commands.guarded(commands.compact(revision), commands.BY_MEMBER), done)
 
     def compact_slice(self) -> bool:
         """Remove a little of what compaction made unreachable; whether more remains."""

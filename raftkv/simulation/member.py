@@ -33,6 +33,7 @@ from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine
 from raftkv.machine.results import Applied
 from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, append_steps
+from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
 from raftkv.server.opening import Opened, open_files
 from raftkv.server.replica import Replica
@@ -73,6 +74,7 @@ class MemberSettings:
     snapshot_log_bytes: int = 32 * 1024
     snapshot_catchup_entries: int = 20
     quota_bytes: int = 64 * MIB
+    retention: Retention = KEEP_ALL
     append_bytes_max: int = 64 * 1024
     inflight_messages_max: int = 16
     request_timeout_ms: int = 5_000
@@ -224,6 +226,7 @@ class SimMember:
                 snapshot_log_bytes=settings.snapshot_log_bytes,
                 snapshot_catchup_entries=settings.snapshot_catchup_entries,
                 disk_stall_ms=settings.disk_stall_ms,
+                retention=settings.retention,
             ),
             self.replica,
             opened,

@@ -17,7 +17,16 @@ from raftkv.errors import StorageError
 from raftkv.storage.lmdb_backend import LmdbBackend, MapGrownError
 from raftkv.storage.memory_backend import MemoryBackend
 
-__all__ = ["Backend", "Image", "LmdbBackend", "MapGrownError", "MemoryBackend", "Reader", "Writer"]
+__all__ = [
+    "Backend",
+    "Image",
+    "LmdbBackend",
+    "MapGrownError",
+    "MemoryBackend",
+    "Reader",
+    "Twin",
+    "Writer",
+]
 
 Row = tuple[bytes, bytes]
 
@@ -59,6 +68,31 @@ class Image(Protocol):
 
         Once; may run in another thread while reads and writes go on.
         """
+
+    def twin(self) -> Twin:
+        """Make tables of their own out of it, without free space, instead of a file.
+
+        Once; may run in another thread; takes as long as a copy. Raises StorageError, and then
+        nothing of it is left.
+        """
+
+    def twin_bytes(self) -> int:
+        """How much of a twin there is so far, for showing progress."""
+
+
+class Twin(Protocol):
+    """A second set of tables, beside those that it is a copy of. A crash leaves nothing of it."""
+
+    @property
+    def tables(self) -> Backend:
+        """To be brought up to date."""
+
+    def adopt(self) -> None:
+        """Make its state the whole state of the tables that it is a copy of. Atomic: after a crash
+        there is the old state or the new one. No view may be open, no image pinned."""
+
+    def discard(self) -> None:
+        """Remove it."""
 
 
 class Backend(Protocol):

@@ -52,6 +52,8 @@ RESERVE_BYTES: Final = 16 * MIB
 READERS_MAX: Final = 1024
 DATA_NAME: Final = "data.mdb"
 INSTALL_NAME: Final = "install.tmp"
+TWIN_SUFFIX: Final = ".twin"
+"""Of the folder in which another set of tables is made, to replace these."""
 LAYERS_NAME: Final = b"layers"
 _MAGIC_OFFSET: Final = 16
 _MAGIC: Final = (0xBEEFC0DE).to_bytes(4, "little")
@@ -178,11 +180,12 @@ class LmdbWriter:
 class LmdbImage:
     """`Image` over one read transaction."""
 
-    __slots__ = ("_backend", "_env", "_txn")
+    __slots__ = ("_backend", "_env", "_released", "_txn")
 
     def __init__(self, backend: LmdbBackend, env: lmdb.Environment) -> None:
         self._backend = backend
         self._env = env
+        self._released = False
         self._txn = env.begin()
 
     def copy_to(self, path: str, offset: int = 0) -> None:
@@ -198,8 +201,60 @@ class LmdbImage:
                 finally:
                     os.close(descriptor)
         finally:
+            self._release()
+
+    def _release(self) -> None:
+        if not self._released:
+            self._released = True
             self._txn.abort()
             self._backend._copying -= 1
+
+    def twin(self) -> LmdbTwin:
+        """See `Image.twin`. In a folder beside the tables, removed whenever they are opened."""
+        backend = self._backend
+        folder = backend._path + TWIN_SUFFIX
+        try:
+            backend._disk.make_directory(folder)
+            self.copy_to(join(folder, DATA_NAME))
+            tables = LmdbBackend(
+                folder,
+                disk=backend._disk,
+                map_bytes=backend._map_bytes,
+                tables=backend._tables,
+                allocate_bytes=backend._allocate_bytes,
+            )
+        except BaseException:
+            self._release()
+            backend._remove_twin()
+            raise
+        return LmdbTwin(backend, tables)
+
+    def twin_bytes(self) -> int:
+        """See `Image.twin_bytes`."""
+        try:
+            return os.stat(join(self._backend._path + TWIN_SUFFIX, DATA_NAME)).st_size
+        except FileNotFoundError:
+            return 0
+
+
+class LmdbTwin:
+    """`Twin` in a folder of its own."""
+
+    __slots__ = ("_backend", "tables")
+
+    def __init__(self, backend: LmdbBackend, tables: LmdbBackend) -> None:
+        self._backend = backend
+        self.tables = tables
+
+    def adopt(self) -> None:
+        """See `Twin.adopt`. Nothing is synced, as ever: a power cut makes the member rebuild."""
+        self.tables.close()
+        self._backend._replace(join(self.tables._path, DATA_NAME))
+
+    def discard(self) -> None:
+        """See `Twin.discard`."""
+        self.tables.close()
+        self._backend._remove_twin()
 
 
 class LmdbBackend:
@@ -233,6 +288,7 @@ class LmdbBackend:
         leftover = join(self._path, INSTALL_NAME)
         if self._disk.exists(leftover):
             self._disk.remove(leftover)
+        self._remove_twin()
         with mapped("create", join(self._path, DATA_NAME)):
             self._descriptor = os.open(
                 join(self._path, DATA_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
@@ -305,13 +361,26 @@ class LmdbBackend:
 
     def install(self) -> None:
         """See `Backend.install`."""
+        self._replace(join(self._path, INSTALL_NAME))
+
+    def _replace(self, source: str) -> None:
         check(not self._copying, "tables are not replaced while they are copied")
         self._close()
         try:
-            self._disk.rename(join(self._path, INSTALL_NAME), join(self._path, DATA_NAME))
+            self._disk.rename(source, join(self._path, DATA_NAME))
+            # A clean end vouches for what is under the name.
             self._disk.sync_directory(self._path)
         finally:
             self._open()
+
+    def _remove_twin(self) -> None:
+        folder = self._path + TWIN_SUFFIX
+        if not self._disk.exists(folder):
+            return
+        with mapped("remove", folder):
+            for name in os.listdir(folder):
+                os.remove(join(folder, name))
+            os.rmdir(folder)
 
     def used_bytes(self) -> int:
         """See `Backend.used_bytes`."""

@@ -130,10 +130,11 @@ class MemoryWriter(MemoryReader):
 class MemoryImage:
     """`Image` of copied tables."""
 
-    __slots__ = ("_disk", "_tables")
+    __slots__ = ("_backend", "_disk", "_tables")
 
-    def __init__(self, disk: Disk, tables: list[dict[bytes, bytes]]) -> None:
-        self._disk = disk
+    def __init__(self, backend: MemoryBackend, tables: list[dict[bytes, bytes]]) -> None:
+        self._backend = backend
+        self._disk = backend._disk
         self._tables = tables
 
     def copy_to(self, path: str, offset: int = 0) -> None:
@@ -154,6 +155,38 @@ class MemoryImage:
             file.write(offset, b"".join(parts))
         finally:
             file.close()
+
+    def twin(self) -> MemoryTwin:
+        """See `Image.twin`."""
+        return MemoryTwin(self._backend, self._tables)
+
+    def twin_bytes(self) -> int:
+        """See `Image.twin_bytes`. A twin is there at once."""
+        return 0
+
+
+class MemoryTwin:
+    """`Twin` of tables in memory."""
+
+    __slots__ = ("_backend", "tables")
+
+    def __init__(self, backend: MemoryBackend, tables: list[dict[bytes, bytes]]) -> None:
+        self._backend = backend
+        self.tables = MemoryBackend(disk=backend._disk, tables=len(tables))
+        self.tables._tables = [SortedDict(rows) for rows in tables]
+        self.tables._used_bytes = _size(self.tables._tables)
+
+    def adopt(self) -> None:
+        """See `Twin.adopt`."""
+        backend = self._backend
+        check(not backend._views, "views are closed before the tables are replaced")
+        with backend._lock:
+            backend._tables[:] = self.tables._tables
+            backend._used_bytes = self.tables._used_bytes
+            backend._changes = [count + 1 for count in backend._changes]
+
+    def discard(self) -> None:
+        """See `Twin.discard`."""
 
 
 class MemoryBackend:
@@ -189,7 +222,7 @@ class MemoryBackend:
         """See `Backend.pin`."""
         with self._lock:
             tables = [dict.copy(rows) for rows in self._tables]
-        return MemoryImage(self._disk, tables)
+        return MemoryImage(self, tables)
 
     def stage(self, path: str, offset: int, size: int) -> None:
         """See `Backend.stage`."""

@@ -13,7 +13,10 @@ never empty: the last row that goes takes its marker along, upwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ SLICE_BYTES: Final = 510
 MARKER_BYTES: Final = 511
 ID_BYTES: Final = 8
 LAYER_SLICE_BYTES: Final = SLICE_BYTES - ID_BYTES
+FEW_ROWS: Final = 16
+RUN_BYTES_MAX: Final = 256 * 1024
+"""What a list of rows may take, if those to come are as the last one."""
+_NAME: Final = itemgetter(0)
 
 Row = tuple[bytes, bytes]
 Database = Any
@@ -93,8 +100,50 @@ def scan(
     cursor = txn.cursor(db)
     long = len(start) > SLICE_BYTES
     if not (cursor.set_range(start[:SLICE_BYTES] + b"\0" if long else start) if start else True):
+        return iter(())
+    return chain.from_iterable(_runs(txn, layers, cursor, start, end))
+
+
+def _runs(
+    txn: lmdb.Transaction[bytes],
+    layers: Database,
+    cursor: lmdb.Cursor[bytes],
+    start: bytes,
+    end: bytes | None,
+) -> Iterator[Iterable[Row]]:
+    """The rows from where the cursor stands: the first few one by one, and more of them in lists,
+    which takes no step of ours for each.
+
+    No more is read ahead than was read.
+    """
+    rows = cursor.iternext()
+    yield _one_by_one(txn, layers, islice(rows, FEW_ROWS), start, end)
+    if end is not None and cursor.key() >= end:
         return
-    for row in cursor.iternext():
+    if txn.stat(layers)["entries"]:
+        yield _one_by_one(txn, layers, rows, start, end)
+        return
+    size = FEW_ROWS
+    while run := list(islice(rows, size)):
+        if end is not None and run[-1][0] >= end:
+            yield run[: bisect_left(run, end, key=_NAME)]
+            return
+        yield run
+        size = _next_size(run)
+
+
+def _next_size(run: list[Row]) -> int:
+    return max(1, min(2 * len(run), RUN_BYTES_MAX // (len(run[-1][1]) + 1)))
+
+
+def _one_by_one(
+    txn: lmdb.Transaction[bytes],
+    layers: Database,
+    rows: Iterator[Row],
+    start: bytes,
+    end: bytes | None,
+) -> Iterator[Row]:
+    for row in rows:
         key = row[0]
         if end is not None and key >= end:
             return
@@ -144,8 +193,43 @@ def scan_reverse(
     else:
         found = _seek_last(cursor, end, inclusive=False) if end else False
     if not found:
+        return iter(())
+    return chain.from_iterable(_runs_reverse(txn, layers, cursor, start, end))
+
+
+def _runs_reverse(
+    txn: lmdb.Transaction[bytes],
+    layers: Database,
+    cursor: lmdb.Cursor[bytes],
+    start: bytes,
+    end: bytes | None,
+) -> Iterator[Iterable[Row]]:
+    """As `_runs`, downwards."""
+    rows = cursor.iterprev()
+    yield _one_by_one_reverse(txn, layers, islice(rows, FEW_ROWS), start, end)
+    if cursor.key() < start:
         return
-    for row in cursor.iterprev():
+    if txn.stat(layers)["entries"]:
+        yield _one_by_one_reverse(txn, layers, rows, start, end)
+        return
+    size = FEW_ROWS
+    while run := list(islice(rows, size)):
+        if run[-1][0] < start:
+            run.reverse()
+            yield run[bisect_left(run, start, key=_NAME) :][::-1]
+            return
+        yield run
+        size = _next_size(run)
+
+
+def _one_by_one_reverse(
+    txn: lmdb.Transaction[bytes],
+    layers: Database,
+    rows: Iterator[Row],
+    start: bytes,
+    end: bytes | None,
+) -> Iterator[Row]:
+    for row in rows:
         key = row[0]
         if len(key) == MARKER_BYTES:
             piece = key[:SLICE_BYTES]

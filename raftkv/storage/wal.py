@@ -23,7 +23,7 @@ import google_crc32c
 from raftkv.buggify import buggify
 from raftkv.consensus.types import Entry, HardState, SnapshotMeta
 from raftkv.errors import CorruptionError, DiskFullError, StorageError, check
-from raftkv.limits import WAL_RECORD_BYTES_MAX, WAL_SEGMENT_BYTES
+from raftkv.limits import WAL_RECORD_BYTES_MAX, WAL_SEGMENT_BYTES, WAL_SHORT_BYTES
 from raftkv.storage.disk import Disk, File, join, parent
 from raftkv.storage.frames import (
     CLOSE,
@@ -195,6 +195,11 @@ class Wal:
             return self._append(tuple(entries), 0, b"", None)
         self._mark = snapshot
         return self._append(tuple(entries), INSTALL, encode_meta(snapshot), snapshot)
+
+    def is_short(self, entries: Sequence[Entry]) -> bool:
+        """Whether writing them takes one small write and no new segment."""
+        size = FRAME.size + len(entries) * ROW.size + sum([len(entry.data) for entry in entries])
+        return size <= WAL_SHORT_BYTES and self._offset + size + 7 <= self._segment_bytes
 
     def mark_snapshot(self, meta: SnapshotMeta) -> None:
         """Note that a local snapshot of the applied state is durable; the log stays as it is.

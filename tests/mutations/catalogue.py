@@ -273,7 +273,7 @@ _ALL = (
         "copies-taken-on", 20,
         "A forwarded batch that the network delivers twice is appended twice.",
         (Edit(f"{_REPLICA}._take_forwarded",
-              "if not self._repeats.first(*_identity(entry)):", "if False:"),),
+              "if not self._repeats.first(*_applicable(entry)):", "if False:"),),
         (_S,), 30,
         "tests/unit/test_server_repeats.py::test_copies_of_a_forwarded_batch_are_applied_once",
     ),

@@ -15,9 +15,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
+
+if TYPE_CHECKING:
+    from tests.support.certificates import Pki
 
 READY_SECONDS = 30.0
 
@@ -45,12 +48,20 @@ class Member:
     """One member process and its data directory, which outlives the process."""
 
     def __init__(
-        self, name: str, folder: Path, client_port: int, peer_port: int, host: str = "127.0.0.1"
+        self,
+        name: str,
+        folder: Path,
+        client_port: int,
+        peer_port: int,
+        host: str = "127.0.0.1",
+        certificates: Pki | None = None,
     ) -> None:
         self.name = name
         self.folder = folder
-        self.client_url = f"http://{host}:{client_port}"
-        self.peer_url = f"http://{host}:{peer_port}"
+        scheme = "http" if certificates is None else "https"
+        self.client_url = f"{scheme}://{host}:{client_port}"
+        self.peer_url = f"{scheme}://{host}:{peer_port}"
+        self.tls_arguments = [] if certificates is None else certificates.flags_of_member(name)
         self.advertised_peer_url = self.peer_url
         """Where the others reach it: a proxy, perhaps."""
         self.command: list[str] = []
@@ -84,6 +95,9 @@ class Member:
                 "--listen-client-urls", self.client_url,
                 "--listen-peer-urls", self.peer_url,
                 "--initial-advertise-peer-urls", self.advertised_peer_url,
+                # Networks that a test made of its own are trusted.
+                *([] if "://127.0.0.1:" in self.client_url else ["--allow-insecure"]),
+                *self.tls_arguments,
                 *self.arguments,
             ],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
@@ -147,9 +161,17 @@ class Cluster:
     """Members on loopback and one HTTP session to talk to them."""
 
     def __init__(
-        self, folder: Path, size: int, extra: list[str] | None = None, *, name: str = "n"
+        self,
+        folder: Path,
+        size: int,
+        extra: list[str] | None = None,
+        *,
+        name: str = "n",
+        certificates: Pki | None = None,
     ) -> None:
+        """With `certificates` everybody speaks mTLS, and the session is that of client root."""
         self.folder = folder
+        self.certificates = certificates
         self.extra = extra or []
         self._names: Iterator[str] = (f"{name}{number}" for number in range(1, 1000))
         self.members = [self._new_member() for _ in range(size)]
@@ -160,11 +182,20 @@ class Cluster:
 
     def _new_member(self) -> Member:
         client_port, peer_port = free_ports(2)
-        return Member(next(self._names), self.folder, client_port, peer_port)
+        return Member(
+            next(self._names),
+            self.folder,
+            client_port,
+            peer_port,
+            certificates=self.certificates,
+        )
 
     async def __aenter__(self) -> Cluster:
+        pki = self.certificates
+        context = True if pki is None else pki.connecting(pki.client("root"))
         self.session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=10), connector=aiohttp.TCPConnector(limit=0)
+            timeout=aiohttp.ClientTimeout(total=10),
+            connector=aiohttp.TCPConnector(limit=0, ssl=context),
         )
         try:
             for member in self.members:
@@ -331,8 +362,13 @@ class Cluster:
 
 @asynccontextmanager
 async def running(
-    folder: Path, size: int, extra: list[str] | None = None, *, name: str = "n"
+    folder: Path,
+    size: int,
+    extra: list[str] | None = None,
+    *,
+    name: str = "n",
+    certificates: Pki | None = None,
 ) -> AsyncIterator[Cluster]:
     """A cluster that runs for the length of the block; `name` begins its members' names."""
-    async with Cluster(folder, size, extra, name=name) as cluster:
+    async with Cluster(folder, size, extra, name=name, certificates=certificates) as cluster:
         yield cluster

@@ -48,6 +48,7 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "promoteMember": ("POST", f"/api/members/{MEMBER}/promote", None),
     "transferLeader": ("POST", "/api/leader/transfer", None),
     "compact": ("POST", "/api/compact", None),
+    "shrink": ("POST", "/api/shrink", None),
     "getSnapshot": ("GET", "/api/snapshot", None),
     "logIn": ("POST", "/api/auth/login", {"user": "stranger", "password": "stranger-pass"}),
     "logOut": ("POST", "/api/auth/logout", None),

@@ -27,6 +27,7 @@ from raftkv.limits import (
     HTTP_STREAM_BUFFER_BYTES,
     VALUE_BYTES_MAX,
 )
+from raftkv.server.config import ServerConfig
 from raftkv.server.local import LocalStore
 from tests.unit.http_support import Served, serving, until
 from tests.unit.test_api_http_parser import mutated
@@ -576,22 +577,17 @@ async def test_listeners_for_every_address_or_none() -> None:
     gate = Gate(store)
     listeners = await start_listeners(
         store,
-        Addresses(("127.0.0.1", 0), ("127.0.0.1", 0)),  # type: ignore[arg-type]
+        listening_on(0, 0),
         gate,
     )
     assert len({one.port for one in listeners}) == 2
     taken = listeners[0].port
     with pytest.raises(ConfigError):
-        await start_listeners(store, Addresses(("127.0.0.1", 0), ("127.0.0.1", taken)), gate)
+        await start_listeners(store, listening_on(0, taken), gate)
     for one in listeners:
         await one.close(0)
     store.close()
 
 
-class Addresses:
-    """The part of a configuration that listeners read."""
-
-    def __init__(self, *addresses: tuple[str, int]) -> None:
-        self.client_addresses = addresses
-        self.max_connections = 100
-        self.slow_request_ms = 0
+def listening_on(*ports: int) -> ServerConfig:
+    return ServerConfig(listen_client_urls=tuple(f"http://127.0.0.1:{port}" for port in ports))

@@ -204,6 +204,9 @@ def test_the_cluster(run: Run, door: Door, tmp_path: Path) -> None:
     assert members[0]["leader"] is True
     assert "leads" in run("leader", "transfer", "local", "-o", "table").stdout
     assert "raftkv member list" in run("member", "remove", "nobody", code=3).stderr
+    shrunk = parsed(run("shrink", "--cluster"))["members"]
+    assert [one["endpoint"] for one in shrunk] == [door.url] and shrunk[0]["after_bytes"]
+    assert "now" in run("shrink", "-o", "table").stdout
     path = tmp_path / "image.snap"
     saved = parsed(run("snapshot", "save", str(path)))
     assert saved["size_bytes"] == path.stat().st_size

@@ -194,7 +194,13 @@ async def test_the_gate_sees_the_authorization_header() -> None:
     class Seeing(Gate):
         enabled = True  # type: ignore[assignment]
 
-        def judge(self, guard: Any, authorization: bytes | None, request: Any) -> Any:
+        def judge(
+            self,
+            guard: Any,
+            authorization: bytes | None,
+            request: Any,
+            certified: str | None = None,
+        ) -> Any:
             seen.append((guard, authorization))
             return self.anyone, ()
 

@@ -69,7 +69,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         ({"name": ""}, "--name"),
         ({"name": "a,b"}, "--name"),
         ({"name": "a\nb"}, "--name must be a line"),
-        ({"listen_client_urls": "https://h:1"}, "no TLS"),
+        ({"listen_client_urls": "ftp://h:1"}, "--listen-client-urls"),
         ({"listen_client_urls": "h:1"}, "--listen-client-urls"),
         ({"listen_client_urls": "http://h"}, "--listen-client-urls"),
         ({"listen_client_urls": "http://h:99999"}, "not a URL"),

@@ -66,6 +66,30 @@ def test_one_member_answers_a_put_with_its_own_result(make_rig: MakeRig) -> None
     assert value(site, b"a") == b"1"
 
 
+@pytest.mark.parametrize("first", ["put", "read", "keep-alive", "refused"])
+@pytest.mark.parametrize("then", ["put", "read", "keep-alive", "lease time"])
+def test_what_an_answer_leads_to_waits_for_no_tick(
+    make_rig: MakeRig, first: str, then: str
+) -> None:
+    """Whoever is told something may ask for more from within: it must not lie until the clock
+    wakes the member."""
+    rig = make_rig(1)
+    site = rig.leader()
+    replica = site.replica
+    rig.settle()
+    heard: list[Any] = []
+    asks: dict[str, Callable[[Callable[[Any], None]], None]] = {
+        "put": lambda done: replica.propose(commands.put(b"a", b"1"), done),
+        "read": lambda done: replica.read_index(done),
+        "keep-alive": lambda done: replica.keep_alive(7, done),
+        "lease time": lambda done: replica.lease_time(7, done),
+        "refused": lambda done: replica.propose(bytes(BATCH_BYTES_MAX), done),
+    }
+    asks[first](lambda _: asks[then](heard.append))
+    rig.settle()
+    assert len(heard) == 1
+
+
 def test_nothing_is_answered_before_the_log_is_durable(make_rig: MakeRig) -> None:
     rig = make_rig(1)
     site = rig.leader()

@@ -126,6 +126,26 @@ def test_scans(backend: Backend) -> None:
         assert next(view.scan(1, b"03", None))[0] == b"030"
 
 
+@pytest.mark.parametrize("long_key", [False, True], ids=["short keys", "a long key among them"])
+@pytest.mark.parametrize("value_bytes", [0, 300, 10_000])
+def test_any_interval_of_many_rows(backend: Backend, value_bytes: int, long_key: bool) -> None:
+    model = {b"%04d" % index: bytes(index % 7 * value_bytes) for index in range(0, 600, 2)}
+    if long_key:
+        model[b"0200" + bytes(600)] = b"long"
+    fill(backend, model)
+    chance = random.Random(value_bytes)
+    names = sorted(model)
+    with backend.read() as view:
+        for _ in range(60):
+            start = b"%04d" % chance.randrange(600)
+            end = chance.choice([None, b"%04d" % chance.randrange(600)])
+            expected = [name for name in names if start <= name and (end is None or name < end)]
+            found = list(view.scan(1, start, end))
+            assert [name for name, _ in found] == expected
+            assert all(value == model[name] for name, value in found)
+            assert list(view.scan_reverse(1, start, end)) == found[::-1]
+
+
 def seam_keys(seed: int, count: int) -> list[bytes]:
     """Keys that share long beginnings and differ around the places where a layer ends."""
     chance = random.Random(seed)
@@ -396,3 +416,43 @@ def test_model(kind: str) -> None:
     run_state_machine_as_test(
         model, settings=settings(max_examples=25, stateful_step_count=20, deadline=None)
     )
+
+
+def test_a_twin_goes_its_own_way_until_it_is_adopted(backend: Backend) -> None:
+    with backend.write() as change:
+        for number in range(2_000):
+            change.put(1, b"%06d" % number, bytes(500))
+    with backend.write() as change:
+        for number in range(1_900):
+            change.delete(1, b"%06d" % number)
+    before = backend.file_bytes()
+    twin = backend.pin().twin()
+    with backend.write() as change:
+        change.put(1, b"meanwhile", b"here")
+    with twin.tables.write() as change:
+        change.put(1, b"meanwhile", b"there")
+        change.put(1, b"k" * 1_000, b"long")
+    with backend.read() as reader:
+        assert reader.get(1, b"meanwhile") == b"here"
+    twin.adopt()
+    with backend.read() as reader:
+        assert reader.get(1, b"meanwhile") == b"there" and reader.get(1, b"k" * 1_000) == b"long"
+        assert sum(1 for _ in reader.scan(1, b"", None)) == 102
+    assert backend.file_bytes() <= before + 2_000
+    with backend.write() as change:
+        change.put(1, b"after", b"wards")
+    with backend.read() as reader:
+        assert reader.get(1, b"after") == b"wards"
+
+
+def test_a_twin_that_is_discarded_leaves_the_tables_alone(backend: Backend, tmp_path: Path) -> None:
+    with backend.write() as change:
+        change.put(1, b"k", b"v")
+    twin = backend.pin().twin()
+    with twin.tables.write() as change:
+        change.put(1, b"k", b"other")
+    twin.discard()
+    with backend.read() as reader:
+        assert reader.get(1, b"k") == b"v"
+    assert not any("twin" in path.name for path in tmp_path.rglob("*"))
+    backend.pin().twin().adopt()

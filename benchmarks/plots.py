@@ -1,0 +1,115 @@
+"""Plots, as SVG that stays the same while the figures do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib
+
+from benchmarks.ratios import OURS, RATIO, Cell, compare
+from benchmarks.targets import ROW
+
+matplotlib.use("svg")
+matplotlib.rcParams.update({
+    "svg.hashsalt": "raftkv", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3,
+    "font.size": 9,
+})  # fmt: skip
+COLOURS: Final = ("#1f6feb", "#d1242f", "#8250df", "#9a6700")
+
+
+def _pyplot() -> Any:
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure, and be done with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    _pyplot().close(figure)
+
+
+def ratios(cells: Sequence[Cell], path: Path) -> None:
+    """A bar for each ratio, turned so that right of 1 is better; its aim and floor as marks."""
+    shown = [
+        (cell, found) for cell in cells if cell.kind == RATIO and (found := compare(cell))
+    ][::-1]  # fmt: skip
+    if not shown:
+        return
+    figure, axes = _pyplot().subplots(figsize=(8, 1 + 0.24 * len(shown)))
+    for place, (cell, found) in enumerate(shown):
+        row = ROW[cell.row]
+
+        def gain(ratio: float, lower: bool = cell.better == "lower") -> float:
+            return 1 / ratio if lower else ratio
+
+        value = gain(found.value)
+        axes.barh(place, value, color=COLOURS[0] if value >= 1 else COLOURS[1], alpha=0.8)
+        ends = sorted((gain(found.low), gain(found.high)))
+        axes.plot(ends, [place, place], color="black", linewidth=1)
+        for target, mark in ((row.aim, "*"), (row.floor, "|")):
+            if target:
+                axes.plot(gain(target), place, mark, color="black", markersize=7)
+    axes.set_yticks(range(len(shown)), [f"{cell.row}: {cell.label}" for cell, _ in shown])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("times as good as the better peer (star: aim, bar: not below, line: spread)")
+    save(figure, path)
+
+
+def curves(
+    title: str, x_label: str, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: Path,
+) -> None:  # fmt: skip
+    """Cost against size: a panel a quantity, a curve a side, both axes logarithmic."""
+    figure, all_axes = _pyplot().subplots(
+        1, len(panels), figsize=(4 * len(panels), 3), squeeze=False
+    )
+    for axes, (y_label, sides) in zip(all_axes[0], panels.items(), strict=True):
+        for colour, (side, points) in zip(
+            COLOURS, sorted(sides.items(), key=_ours_first), strict=False
+        ):
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=side, markersize=3)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+    all_axes[0][0].legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def over_time(
+    title: str, sides: Mapping[str, Sequence[tuple[float, float, float]]],
+    marks: Mapping[str, Sequence[tuple[float, str]]], path: Path,
+) -> None:  # fmt: skip
+    """Throughput and slowest answer over time, a column a side, with what happened when."""
+    figure, all_axes = _pyplot().subplots(
+        2, len(sides), figsize=(5 * len(sides), 5), squeeze=False, sharey="row", sharex="col"
+    )
+    for place, (side, points) in enumerate(sorted(sides.items(), key=_ours_first)):
+        times, rates, slowest = zip(*points, strict=True)
+        above, below = all_axes[0][place], all_axes[1][place]
+        above.plot(times, rates, color=COLOURS[0], linewidth=1)
+        below.plot(times, slowest, color=COLOURS[1], linewidth=1)
+        for at, what in marks[side]:
+            for axes in (above, below):
+                axes.axvline(at, color="black", linewidth=0.8, linestyle=":")
+            above.annotate(what, (at, 0), rotation=90, fontsize=7, va="bottom")
+        above.set_title(side)
+        above.set_ylim(bottom=0)
+        above.set_ylabel("answers a second")
+        below.set_ylabel("slowest answer, ms")
+        below.set_yscale("log")
+        below.set_xlabel("seconds")
+    figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def _ours_first(item: tuple[str, Any]) -> tuple[bool, str]:
+    return item[0] != OURS, item[0]

@@ -1,0 +1,1 @@
+"""TLS of a member: connections, the files under them, and whose certificates are taken."""
