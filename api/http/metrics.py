@@ -16,6 +16,7 @@ from raftkv.api.grpc.status import Status
 from raftkv.api.http.codec import hex_id
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.router import Answer, Route
+from raftkv.machine.commands import AlarmKind
 
 if TYPE_CHECKING:
     from raftkv.api.grpc.server import GrpcServer
@@ -123,6 +124,12 @@ class DoorCollector(Collector):
                 if number is not None:
                     words = name.replace("_", " ")
                     yield GaugeMetricFamily(f"raftkv_{name}", f"Now: {words}.", number)
+        raised = {alarm["alarm"] for alarm in status.get("alarms", ())}
+        for kind in AlarmKind:
+            alarm = kind.name.lower()
+            yield GaugeMetricFamily(
+                f"raftkv_alarm_{alarm}", "Whether this alarm is raised.", int(alarm in raised)
+            )
 
     def _etcd(self) -> Iterator[Metric]:
         """Names that etcd's dashboards know, where the meaning is exactly the same."""

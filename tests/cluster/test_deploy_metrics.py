@@ -1,0 +1,26 @@
+"""Each metric that an alert or a panel names is one that a running member has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.deployed import expressions, metrics_of
+from tests.support.processes import running
+
+OF_PROMETHEUS = {"up"}
+
+
+async def test_alerts_and_panels_name_metrics_that_exist(tmp_path: Path) -> None:
+    async with running(tmp_path, 1) as cluster:
+        member = cluster.members[0]
+        await cluster.insist(member, "PUT", "/api/kv/k", data=b"v")
+        _, page, _ = await cluster.call(member, "GET", "/metrics")
+    families = list(text_string_to_metric_families(page.decode()))
+    samples = {sample.name for family in families for sample in family.samples}
+    # Labelled by what was called: without a call, the family has no sample yet.
+    named = {f"{family.name}_total" for family in families if family.type == "counter"}
+    for expression in expressions():
+        missing = metrics_of(expression) - samples - named - OF_PROMETHEUS
+        assert not missing, (expression, missing)
