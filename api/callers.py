@@ -7,6 +7,7 @@ caller and not the store, so what is not allowed cannot be asked for.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from raftkv.errors import AuthRevisionOld, InvalidAuthToken, PermissionDenied, RaftkvError, Refused
+from raftkv.limits import LEASES_PER_SLICE
 from raftkv.machine.access import Access, Accesses, Grants, Kind, effects
 from raftkv.machine.commands import Command, guarded
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
@@ -102,12 +104,20 @@ class Caller:
         """See `Store.lease_time`. The keys of the lease are another matter, see `readable`."""
         self._store.lease_time(lease, done)
 
-    def leases(self) -> list[Lease]:
-        """The leases that they may know of, ordered by id. Raises InvalidAuthToken."""
-        grants = self.grants
-        if grants is None or grants.admin:
-            return self._machine.leases()
-        return self._machine.visible_leases(grants)
+    async def leases(self) -> list[Lease]:
+        """The leases that they may know of, ordered by id. Raises InvalidAuthToken.
+
+        Read over several turns: one that is granted or ends meanwhile may be there or not.
+        """
+        found: list[Lease] = []
+        after: int | None = 0
+        while after is not None:
+            grants = self.grants
+            limited = None if grants is None or grants.admin else grants
+            part, after = self._machine.lease_slice(after, LEASES_PER_SLICE, limited)
+            found += part
+            await asyncio.sleep(0)
+        return found
 
     def readable(self, keys: list[bytes], keyspace: int = 0) -> list[bytes]:
         """Those of `keys` that they may read. Raises InvalidAuthToken."""
@@ -147,14 +157,14 @@ class KnownCaller(Caller):
         if auth is not self._auth:
             if not auth.enabled:
                 return None
-            if not self._counts(auth):
-                raise InvalidAuthToken("the user or its password is another since: log in again")
+            self._recognise(auth)
             self._grants = auth.grants(self.user)
             self._auth = auth
         return self._grants
 
-    def _counts(self, auth: AuthState) -> bool:
-        return auth.counts(self.user, self._proved)
+    def _recognise(self, auth: AuthState) -> None:
+        if not auth.counts(self.user, self._proved):
+            raise InvalidAuthToken("the user or its password is another since: log in again")
 
     def propose(self, command: Command, done: Done) -> None:
         self._attempt(partial(self._propose, command, partial(self._proposed, command, done)), done)
@@ -207,8 +217,11 @@ class CertifiedCaller(KnownCaller):
     def __init__(self, store: Store, watches: WeakKeyDictionary[Watch, Caller], user: str) -> None:
         super().__init__(store, watches, user, 0)
 
-    def _counts(self, auth: AuthState) -> bool:
-        return self.user in auth.users
+    def _recognise(self, auth: AuthState) -> None:
+        if self.user not in auth.users:
+            raise PermissionDenied(
+                f"permission denied: there is no user {self.user!r}, as the certificate names"
+            )
 
 
 def _watched(spec: WatchSpec) -> Accesses:

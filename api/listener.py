@@ -1,9 +1,9 @@
 """One port for every protocol: the first bytes of a connection tell which one it speaks.
 
 A connection that opens with the HTTP/2 preface (RFC 9113, section 3.4) goes to the HTTP/2 factory
-when there is one; every other goes to HTTP/1.1. Over TLS a client may say so beforehand (ALPN,
-RFC 7301), and who does not is sniffed as well. The listener owns what all connections share: the
-registry, the flush at the end of a turn, one coarse clock with one sweep, and the drain.
+when there is one; every other goes to HTTP/1.1. So it is over TLS, whatever was
+agreed on beforehand (ALPN, RFC 7301). The listener owns what all connections share: the registry,
+the flush at the end of a turn, one coarse clock with one sweep, and the drain.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Listener:
         return TlsStream(self.handshakes, self.tls, self._agreed)
 
     def _agreed(self, stream: TlsStream) -> asyncio.BaseProtocol:
-        """What speaks on a connection whose handshake is over: the first bytes tell, as ever."""
+        """What speaks on a connection whose handshake is over."""
         return _Sniffer(self)
 
     @property
@@ -253,7 +253,7 @@ class Listener:
 
 
 class _Sniffer(asyncio.Protocol):
-    """Waits for the bytes that tell HTTP/2 from HTTP/1.1, then hands the socket over."""
+    """Hands the socket over to HTTP/2 or HTTP/1.1: by what TLS agreed on, or by the first bytes."""
 
     __slots__ = ("_listener", "_seen", "_since", "_transport")
 
@@ -273,6 +273,8 @@ class _Sniffer(asyncio.Protocol):
             self._transport.abort()  # type: ignore[union-attr]
             return
         listener.joined(self, address)
+        if transport.get_extra_info("alpn") == "h2":
+            self._hand_over(listener.http2, b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -299,7 +301,8 @@ class _Sniffer(asyncio.Protocol):
         self._listener.handed_over(self, connection)
         transport.set_protocol(connection)  # type: ignore[arg-type]
         connection.connection_made(transport)
-        connection.data_received(seen)
+        if seen:
+            connection.data_received(seen)
 
     def flush(self) -> None:
         """Nothing is written before the protocol is known."""

@@ -68,6 +68,7 @@ HTTP: Final[dict[type[errors.RaftkvError], HttpOutcome]] = {
     errors.Corrupt: HttpOutcome(503, "The member's state differs from the others'", 1),
     errors.ReadTimedOut: HttpOutcome(503, "The read was not answered in time", 1),
     errors.NoSpace: HttpOutcome(507, "The store is full"),
+    errors.QuotaExceeded: HttpOutcome(507, "A quota is used up"),
     errors.OutcomeUnknown: HttpOutcome(504, "The outcome is unknown"),
     # HTTP itself.
     refusals.BadHttp: HttpOutcome(400, "Not a valid HTTP request"),

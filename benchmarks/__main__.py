@@ -14,9 +14,15 @@ from typing import Final
 from rich.console import Console
 
 from benchmarks import facts, plots, report
-from benchmarks.peers import pysyncobj
-from benchmarks.peers.servers import CallFailed, Missing, etcd_kinds, raftkv_kind
-from benchmarks.peers.tools import BadRun, missing_tools
+from benchmarks.facts import DOCS, OUT
+from benchmarks.peers.servers import (
+    CallFailed,
+    Missing,
+    etcd_kinds,
+    raftkv_kind,
+    stop_cleanly,
+)
+from benchmarks.peers.tools import BadRun, check_installed
 from benchmarks.scenarios import doors, others, recovery, watching
 from benchmarks.scenarios.bench import QUICK, Bench, Settings
 
@@ -30,8 +36,6 @@ SCENARIOS: Final[tuple[Callable[[Bench], None], ...]] = (
     others.real_clients,
     others.loader_ceiling,
 )
-OUT: Final = facts.ROOT / ".bench"
-DOCS: Final = facts.ROOT / "docs"
 
 
 def main() -> int:
@@ -41,27 +45,24 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cells whose key has this in it")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument(
-        "--docs", action="store_true", help="write it into docs/performance.md, too"
+        "--docs",
+        action="store_true",
+        help="write it into docs/performance.md, unless something failed",
     )
     options = parser.parse_args()
+    if options.docs and options.only:
+        parser.error("the page is written as a whole: --docs goes without --only")
     try:
         check_installed()
     except Missing as error:
         print(error, file=sys.stderr)
         return 2
+    stop_cleanly()
     options.out.mkdir(parents=True, exist_ok=True)
     run = measure(QUICK if options.quick else Settings(), options.only, options.out)
-    write(run, options.out, options.docs)
+    write(run, options.out, docs=options.docs and not run.failures)
     report.show(run, Console())
     return 1 if run.failures else 0
-
-
-def check_installed() -> None:
-    """Raises Missing with all that has to be installed."""
-    if packages := missing_tools():
-        raise Missing(f"first, as root: apt-get install {' '.join(packages)} etcd-server")
-    etcd_kinds()
-    pysyncobj.version()
 
 
 def measure(settings: Settings, only: str, out: Path) -> report.Run:
@@ -81,6 +82,9 @@ def measure(settings: Settings, only: str, out: Path) -> report.Run:
             except (BadRun, CallFailed) as error:
                 bench.failures.append(f"{name}: {error}")
                 bench.say(f"  {error}")
+            except KeyboardInterrupt:
+                bench.failures.append(f"stopped during {name}")
+                break
             bench.say(f"  {time.monotonic() - began:.0f} s")
     return report.Run(
         told, asdict(settings), list(bench.cells.values()), bench.ceiling, bench.failures

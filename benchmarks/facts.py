@@ -10,13 +10,17 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from benchmarks.peers import pysyncobj
 from benchmarks.peers.servers import Kind
 from benchmarks.peers.tools import program
 
-ROOT = Path(__file__).resolve().parents[1]
-SYNCS = 200
+ROOT: Final = Path(__file__).resolve().parents[1]
+OUT: Final = ROOT / ".bench"
+"""Where results go, and while it runs the data of the servers."""
+DOCS: Final = ROOT / "docs"
+SYNCS: Final = 200
 
 
 def gather(kinds: Sequence[Kind], folder: Path) -> dict[str, str]:

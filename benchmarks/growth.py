@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,9 +18,15 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import facts, plots
-from benchmarks.__main__ import DOCS, OUT, check_installed
-from benchmarks.peers.servers import CallFailed, Missing, etcd_kinds, raftkv_kind
-from benchmarks.peers.tools import BadRun
+from benchmarks.facts import DOCS, OUT
+from benchmarks.peers.servers import (
+    CallFailed,
+    Missing,
+    etcd_kinds,
+    raftkv_kind,
+    stop_cleanly,
+)
+from benchmarks.peers.tools import BadRun, check_installed
 from benchmarks.report import put_between
 from benchmarks.scenarios import disturbance, growing
 from benchmarks.scenarios.bench import Bench
@@ -41,32 +48,41 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=0.1)
     parser.add_argument("--only", default="", help="scenarios whose name has this in it")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
-    parser.add_argument("--docs", action="store_true", help="write into docs/performance.md, too")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write into docs/performance.md, unless something failed",
+    )
     options = parser.parse_args()
+    if options.docs and options.only:
+        parser.error("the page is written as a whole: --docs goes without --only")
     try:
         check_installed()
     except Missing as error:
         print(error, file=sys.stderr)
         return 2
+    stop_cleanly()
     options.out.mkdir(parents=True, exist_ok=True)
     kinds = [raftkv_kind(), etcd_kinds()[0]]
     with tempfile.TemporaryDirectory(dir=options.out, prefix="data-") as folder:
         bench = Bench(settings_of(options.scale), kinds, Path(folder), only=options.only)
         told = facts.gather(kinds, bench.folder) | {"scale": f"{options.scale:g}"}
-        places = [options.out / "growth"] + ([DOCS / "performance"] if options.docs else [])
-        text = measure(bench, options.scale, places)
+        text = measure(bench, options.scale, options.out / "growth")
     lines = [*(f"- {name}: {value}" for name, value in told.items()), "", *text]
     lines += [f"- failed: {failure}" for failure in bench.failures]
     (options.out / "growth.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    if options.docs:
+    if options.docs and not bench.failures:
+        (DOCS / "performance").mkdir(exist_ok=True)
+        for plot in (options.out / "growth").glob("*.svg"):
+            shutil.copy(plot, DOCS / "performance")
         page = DOCS / "performance.md"
         page.write_text(put_between(page.read_text(), "growth", "\n".join(lines)))
     return 1 if bench.failures else 0
 
 
-def measure(bench: Bench, scale: float, places: list[Path]) -> list[str]:
-    """Run what is wanted and draw it into `places`; the text that goes with the plots."""
+def measure(bench: Bench, scale: float, place: Path) -> list[str]:
+    """Run what is wanted and draw it into `place`; the text that goes with the plots."""
     text: list[str] = []
     for name, scenario in CURVES.items():
         if not bench.wants(name):
@@ -78,30 +94,29 @@ def measure(bench: Bench, scale: float, places: list[Path]) -> list[str]:
             bench.failures.append(f"{name}: {error}")
             continue
         file = f"{name.replace(' ', '-')}.svg"
-        for place in places:
-            plots.curves(f"against {name}", name, {c.quantity: c.sides for c in curves},
-                         place / file)  # fmt: skip
-        _keep(places[0] / f"{name.replace(' ', '-')}.json", [c.as_dict() for c in curves])
+        plots.curves(
+            f"against {name}", name, {c.quantity: c.sides for c in curves}, place / file
+        )  # fmt: skip
+        _keep(place / f"{name.replace(' ', '-')}.json", [c.as_dict() for c in curves])
         text += [f"![Against {name}](performance/{file})", ""]
         text += [line for curve in curves for line in curve.told()] + [""]
     if bench.wants("disturbance"):
-        text += _disturbance(bench, places)
+        text += _disturbance(bench, place)
     return text
 
 
-def _disturbance(bench: Bench, places: list[Path]) -> list[str]:
+def _disturbance(bench: Bench, place: Path) -> list[str]:
     bench.say("disturbance")
     try:
         found = disturbance.over_time(bench)
     except (BadRun, CallFailed) as error:
         bench.failures.append(f"disturbance: {error}")
         return []
-    for place in places:
-        plots.over_time(
-            "64 puts under way on three members", {side: d.points for side, d in found.items()},
-            {side: d.marks for side, d in found.items()}, place / "disturbance.svg",
-        )  # fmt: skip
-    _keep(places[0] / "disturbance.json", {side: d.as_dict() for side, d in found.items()})
+    plots.over_time(
+        "64 puts under way on three members", {side: d.points for side, d in found.items()},
+        {side: d.spans for side, d in found.items()}, place / "disturbance.svg",
+    )  # fmt: skip
+    _keep(place / "disturbance.json", {side: d.as_dict() for side, d in found.items()})
     return [
         "![Disturbance over time](performance/disturbance.svg)", "",
         *(line for side, d in found.items() for line in d.told(side)), "",

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from benchmarks.facts import OUT
 from benchmarks.ratios import RATIO, compare
 from benchmarks.report import Run
 
 BASELINES: Final = Path(__file__).parent / "baselines"
-RUN: Final = Path(__file__).resolve().parents[1] / ".bench" / "run.json"
+RUN: Final = OUT / "run.json"
 TOLERANCE: Final = 0.25
 
 
@@ -102,6 +103,9 @@ def main() -> int:
     if options.write:
         write_baseline(run, baseline)
         return 0
+    if not baseline.exists():
+        print(f"no {baseline}: a run that --write is given becomes it", file=sys.stderr)
+        return 2
     before, now = read_baseline(baseline), kept(run)
     common = before.keys() & now.keys()
     if not common:

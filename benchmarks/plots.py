@@ -6,22 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib
-
 from benchmarks.ratios import OURS, RATIO, Cell, compare
 from benchmarks.targets import ROW
 
-matplotlib.use("svg")
-matplotlib.rcParams.update({
-    "svg.hashsalt": "raftkv", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3,
-    "font.size": 9,
-})  # fmt: skip
 COLOURS: Final = ("#1f6feb", "#d1242f", "#8250df", "#9a6700")
+PANELS_A_ROW: Final = 4
 
 
 def _pyplot() -> Any:
+    """matplotlib, which is there for `make bench` only."""
+    import matplotlib
     import matplotlib.pyplot as plt
 
+    matplotlib.use("svg")
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "raftkv", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3,
+        "font.size": 9,
+    }  # fmt: skip
+    matplotlib.rcParams.update(settings)
     return plt
 
 
@@ -47,7 +49,8 @@ def ratios(cells: Sequence[Cell], path: Path) -> None:
             return 1 / ratio if lower else ratio
 
         value = gain(found.value)
-        axes.barh(place, value, color=COLOURS[0] if value >= 1 else COLOURS[1], alpha=0.8)
+        colour = COLOURS[0] if value >= 1 else COLOURS[1]
+        axes.barh(place, value - 1, left=1, color=colour, alpha=0.8)
         ends = sorted((gain(found.low), gain(found.high)))
         axes.plot(ends, [place, place], color="black", linewidth=1)
         for target, mark in ((row.aim, "*"), (row.floor, "|")):
@@ -56,6 +59,7 @@ def ratios(cells: Sequence[Cell], path: Path) -> None:
     axes.set_yticks(range(len(shown)), [f"{cell.row}: {cell.label}" for cell, _ in shown])
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xlabel("times as good as the better peer (star: aim, bar: not below, line: spread)")
     save(figure, path)
 
@@ -65,10 +69,14 @@ def curves(
     path: Path,
 ) -> None:  # fmt: skip
     """Cost against size: a panel a quantity, a curve a side, both axes logarithmic."""
-    figure, all_axes = _pyplot().subplots(
-        1, len(panels), figsize=(4 * len(panels), 3), squeeze=False
+    rows = -(-len(panels) // PANELS_A_ROW)
+    figure, grid = _pyplot().subplots(
+        rows, PANELS_A_ROW, figsize=(3.4 * PANELS_A_ROW, 2.7 * rows), squeeze=False
     )
-    for axes, (y_label, sides) in zip(all_axes[0], panels.items(), strict=True):
+    all_axes = list(grid.flat)
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    for axes, (y_label, sides) in zip(all_axes, panels.items(), strict=False):
         for colour, (side, points) in zip(
             COLOURS, sorted(sides.items(), key=_ours_first), strict=False
         ):
@@ -77,7 +85,7 @@ def curves(
         axes.set_yscale("log")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-    all_axes[0][0].legend()
+    all_axes[0].legend()
     figure.suptitle(title)
     figure.tight_layout()
     save(figure, path)
@@ -85,7 +93,7 @@ def curves(
 
 def over_time(
     title: str, sides: Mapping[str, Sequence[tuple[float, float, float]]],
-    marks: Mapping[str, Sequence[tuple[float, str]]], path: Path,
+    spans: Mapping[str, Sequence[tuple[str, float, float]]], path: Path,
 ) -> None:  # fmt: skip
     """Throughput and slowest answer over time, a column a side, with what happened when."""
     figure, all_axes = _pyplot().subplots(
@@ -96,10 +104,10 @@ def over_time(
         above, below = all_axes[0][place], all_axes[1][place]
         above.plot(times, rates, color=COLOURS[0], linewidth=1)
         below.plot(times, slowest, color=COLOURS[1], linewidth=1)
-        for at, what in marks[side]:
+        for what, begin, end in spans[side]:
             for axes in (above, below):
-                axes.axvline(at, color="black", linewidth=0.8, linestyle=":")
-            above.annotate(what, (at, 0), rotation=90, fontsize=7, va="bottom")
+                axes.axvspan(begin, end, color="black", alpha=0.12, linewidth=0)
+            above.annotate(what, (begin, 0), rotation=90, fontsize=8, va="bottom", ha="right")
         above.set_title(side)
         above.set_ylim(bottom=0)
         above.set_ylabel("answers a second")

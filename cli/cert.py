@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from raftkv.cli.lazy import Lazy, LazyGroup
-from raftkv.cli.output import Output, choose_format
+from raftkv.cli.output import FORMATS, Output, choose_format
 from raftkv.cli.session import guarded
 
 COMMANDS = {
@@ -57,7 +57,7 @@ directory = click.option(
     show_default=True, metavar="PATH", help="Where the files are.",
 )  # fmt: skip
 output_format = click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), help="How to print."
+    "-o", "--output", envvar="RAFTKV_OUTPUT", type=click.Choice(FORMATS), help="How to print."
 )
 
 
@@ -65,7 +65,10 @@ output_format = click.option(
 @click.option("--name", default="raftkv CA", show_default=True, metavar="TEXT")
 @making(days=3650)
 def ca(name: str, folder: Path, days: int, force: bool) -> None:
-    """Make a CA, which signs all others: ca.crt and ca.key."""
+    """Make a CA, which signs all others.
+
+    Its files are ca.crt, which everybody gets, and ca.key, which nobody else gets.
+    """
 
     def make() -> None:
         from raftkv.server.tls.authority import Authority, write_pair
@@ -86,9 +89,10 @@ def ca(name: str, folder: Path, days: int, force: bool) -> None:
 )  # fmt: skip
 @making(days=365)
 def member(name: str, hosts: tuple[str, ...], folder: Path, days: int, force: bool) -> None:
-    """Make the certificate of a member: NAME.crt and NAME.key.
+    """Make the certificate of a member.
 
-    It is good for its client port and its peer port, as --cert-file and --peer-cert-file.
+    Its files are NAME.crt and NAME.key. It is good for the client port and the peer port, as
+    --cert-file and --peer-cert-file.
     """
     _issue(folder, name, force, lambda authority: authority.member(name, hosts, days=days))
 
@@ -97,9 +101,10 @@ def member(name: str, hosts: tuple[str, ...], folder: Path, days: int, force: bo
 @click.argument("name")
 @making(days=365)
 def client(name: str, folder: Path, days: int, force: bool) -> None:
-    """Make the certificate of a client: NAME.crt and NAME.key.
+    """Make the certificate of a client.
 
-    With --client-cert-auth, and access control on, NAME is the user that it stands for.
+    Its files are NAME.crt and NAME.key. With --client-cert-auth, and access control on, NAME is the
+    user that it stands for.
     """
     _issue(folder, name, force, lambda authority: authority.client(name, days=days))
 
@@ -114,9 +119,10 @@ def client(name: str, folder: Path, days: int, force: bool) -> None:
     help="How long the list counts; after that nobody is let in.",
 )  # fmt: skip
 def revoke(paths: tuple[Path, ...], folder: Path, days: int) -> None:
-    """Revoke certificates: add them to the list crl.pem of the CA, for --client-crl-file.
+    """Revoke certificates.
 
-    Without a FILE the list is only made anew, for more --days.
+    They are added to the list crl.pem of the CA, for --client-crl-file and --peer-crl-file. Without
+    a FILE the list is only made anew, for more --days.
     """
     path = folder / "crl.pem"
 
@@ -147,7 +153,8 @@ def show(path: Path, output: str | None) -> None:
             lines.append(f"{name:<{width}}  {told}")
         return "\n".join(lines)
 
-    Output(choose_format(output)).one(shown, text)
+    outer = click.get_current_context().find_root().obj or {}
+    Output(choose_format(output or outer.get("output"))).one(shown, text)
 
 
 def _issue(folder: Path, name: str, force: bool, issue: Callable[[Any], Any]) -> None:

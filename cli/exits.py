@@ -59,6 +59,7 @@ _ADVICE: Final[dict[str, str]] = {
     "read_timed_out": "Try again, or allow more time with --timeout.",
     "corrupt": "Ask another member with --endpoints; wipe this one and add it again.",
     "no_space": "Delete keys and run `raftkv compact`, or raise --quota-backend-bytes.",
+    "quota_exceeded": "Delete keys; `raftkv quota list` shows the quotas to who may see them.",
     "compacted": "Start from a newer revision.",
     "outcome_unknown": "Read the key before you repeat the write.",
     "instance_claimed": "Choose another instance id, or take it over with --takeover.",

@@ -30,6 +30,7 @@ COMMANDS = {
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
     "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
     "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
+    "quota": Lazy("raftkv.cli.quota:quota", "Bounds of prefixes and users.", "Cluster"),
     "shrink": Lazy(
         "raftkv.cli.shrink:shrink",
         "Give free space back to the members' disks.",

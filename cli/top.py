@@ -54,9 +54,9 @@ COLUMNS = (
 )
 @common_options
 def top(session: Session, interval: float) -> None:
-    """Watch all members, live. q or Ctrl-C leaves.
+    """Watch all members, live.
 
-    Without a terminal it shows the members once, as `raftkv status` does.
+    q or Ctrl-C leaves. Without a terminal it shows the members once, as `raftkv status` does.
     """
     if not (sys.stdout.isatty() and sys.stdin.isatty()) or session.output.format != "table":
         show(session)

@@ -196,6 +196,12 @@ class NoSpace(Refused):
     code = "no_space"
 
 
+class QuotaExceeded(Refused):
+    """A prefix or a user would pass its quota; facts: per, what, limit, used. Deletes pass."""
+
+    code = "quota_exceeded"
+
+
 class TooManyRequests(Refused):
     """The member sheds load; try again after a pause."""
 

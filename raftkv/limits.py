@@ -32,6 +32,7 @@ PAGE_BYTES_MAX: Final = 8 * MIB
 # Leases and services (etcd: minimum 2 s, maximum 9,000,000,000 s).
 LEASE_TTL_SECONDS_MIN: Final = 1
 LEASE_TTL_SECONDS_MAX: Final = 9_000_000_000
+LEASES_PER_SLICE: Final = 2_000
 LEASE_REVOKES_PER_BATCH: Final = 256
 SERVICE_NAME_BYTES_MAX: Final = 255
 SERVICE_TAGS_MAX: Final = 64
@@ -106,6 +107,8 @@ SPACE_LOW_AT: Final = 0.8
 SPACE_LOW_UNTIL: Final = 0.75
 SPACE_FREE_AT: Final = 0.95
 SPACE_SLOW_SHARE: Final = 4
+QUOTAS_MAX: Final = 1_000
+QUOTA_COUNT_KEYS_MAX: Final = 250_000
 SHRINK_CATCH_UP_SECONDS: Final = 120
 
 # Automatic compaction (etcd: every 5 min by revisions, ten samples a period by age).

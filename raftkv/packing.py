@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgpack
 
-_BYTES_FREE: Final = 256
-"""Not walked: headers in so few bytes cannot ask for more than some 100 KiB."""
+_BYTES_FREE: Final = 1024
+"""Not walked: headers in so few bytes cannot ask for more than 2 MB. To walk them would take longer
+than all else that is done with them."""
 
 
 def unpack(data: bytes, start: int = 0, *, use_list: bool = True, maps: bool = True) -> Any:

@@ -103,6 +103,9 @@ NO_ELECTED_LEADER: Final = Row(Status.UNKNOWN, "election: no leader")
 NOT_ELECTED: Final = Row(Status.UNKNOWN, "election: not leader")
 LEADER_KEY_MISSING: Final = Row(Status.UNKNOWN, '"leader" field must be provided')
 UNKNOWN_METHOD: Final = _row(Status.UNKNOWN, "unknown method")
+QUOTA_EXCEEDED: Final = Row(
+    Status.RESOURCE_EXHAUSTED, "raftkv: the quota of a prefix or of the user is used up"
+)
 RANGE_TOO_LARGE: Final = Row(
     Status.RESOURCE_EXHAUSTED,
     f"the range has more than {ETCD_RANGE_BYTES_MAX} bytes: read it with a limit or by RangeStream",
@@ -121,6 +124,7 @@ TABLE: Final[dict[type[errors.RaftkvError], Row]] = {
     errors.LeaseNotFound: LEASE_NOT_FOUND,
     errors.LeaseExists: LEASE_EXISTS,
     errors.NoSpace: NO_SPACE,
+    errors.QuotaExceeded: QUOTA_EXCEEDED,
     errors.TooManyRequests: TOO_MANY_REQUESTS,
     errors.MemberNotFound: MEMBER_NOT_FOUND,
     errors.MemberExists: PEER_URL_EXISTS,

@@ -19,11 +19,12 @@ from raftkv.limits import (
     LEASE_TTL_SECONDS_MAX,
 )
 from raftkv.machine.commands import lease_grant, lease_revoke
+from raftkv.server.store import KeepAliveResult
 
 if TYPE_CHECKING:
     from raftkv.api.callers import Caller
     from raftkv.machine.results import LeaseResult, RevokeResult
-    from raftkv.server.store import KeepAliveResult, LeaseTime
+    from raftkv.server.store import LeaseTime
 KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
 
 
@@ -106,7 +107,10 @@ class LeaseService(Service):
 
     @answering
     def _leases(self, call: Unary, caller: Caller, error: RaftkvError | None) -> None:
-        held = [field(2, number_field(1, each.lease)) for each in caller.leases()]
+        self.rpcs.run(call, self._list(call, caller))
+
+    async def _list(self, call: Unary, caller: Caller) -> None:
+        held = [field(2, number_field(1, each.lease)) for each in await caller.leases()]
         call.reply(b"".join((self.headers.now(), *held)))
 
     def keep_alive(self, call: Streaming) -> Callable[[Any], None]:
@@ -140,13 +144,13 @@ class _KeepAlives:
         call = self._call
         if call.ended:
             return
-        if isinstance(result, LeaseNotFound):
+        if isinstance(result, KeepAliveResult):
+            slot[1] = result.ttl_seconds
+        elif isinstance(result, LeaseNotFound):
             slot[1] = 0
-        elif isinstance(result, RaftkvError):
+        else:
             self._service.rpcs.refuse(call, result)
             return
-        else:
-            slot[1] = result.ttl_seconds
         waiting = self._waiting
         header = self._service.headers.now()
         room = True

@@ -14,7 +14,7 @@ from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import rpc_message
 from raftkv.api.etcd.ranges import FROM_KEY
 from raftkv.api.etcd.rpc import Rpcs, Service, Streaming
-from raftkv.api.etcd.wire import field, number_field
+from raftkv.api.etcd.wire import Headers, field, number_field
 from raftkv.errors import (
     Compacted,
     InvalidAuthToken,
@@ -51,6 +51,7 @@ class WatchService(Service):
 
     def __init__(self, rpcs: Rpcs) -> None:
         super().__init__(rpcs)
+        self.encoded = Encoded(self.headers)
         rpcs.add_stream(PATH, rpc_message("WatchRequest"), self.watch)
 
     def watch(self, call: Streaming) -> Callable[[Any], None]:
@@ -61,13 +62,14 @@ class WatchService(Service):
 class WatchStream:
     """One Watch call and its watchers."""
 
-    __slots__ = ("_next_id", "_watchers", "call", "headers", "rpcs", "store")
+    __slots__ = ("_next_id", "_watchers", "call", "encoded", "headers", "rpcs", "store")
 
     def __init__(self, service: WatchService, call: Streaming) -> None:
         self.call = call
         self.rpcs = service.rpcs
         self.store = service.store
         self.headers = service.headers
+        self.encoded = service.encoded
         self._watchers: dict[int, Watcher] = {}
         self._next_id = 0
         call.on_drain = self._drained
@@ -124,7 +126,7 @@ class WatchStream:
         return free
 
     def _start(self, caller: Caller, spec: WatchSpec, watch_id: int, fragment: bool) -> None:
-        watcher = Watcher(self, watch_id, fragment)
+        watcher = Watcher(self, watch_id, fragment, spec.prev)
         watcher.watch = caller.watch(spec, watcher)
         self._watchers[watch_id] = watcher
         self.call.send(self.headers.now() + number_field(2, watch_id) + CREATED)
@@ -176,13 +178,47 @@ class WatchStream:
                 watcher.watch.cancel()
 
 
+class Encoded:
+    """The list of events that was delivered last, encoded once for all watchers that are given it.
+
+    If `small`, an answer is `head`, the watcher's own tag and `body`: nobody wants it in pieces.
+    """
+
+    __slots__ = ("_headers", "body", "events", "head", "revision", "small")
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
+        self.events: list[Event] | None = None
+        """Told by identity: the hub gives all watchers that see the same the very same list."""
+        self.revision = 0
+        self.head = self.body = b""
+        self.small = False
+
+    def take(self, revision: int, events: list[Event]) -> None:
+        """Encode `events`; everything up to `revision` is delivered with them."""
+        self.events = events
+        self.revision = revision
+        size = sum([len(event.wire) for event in events])
+        self.small = size < min(REQUEST_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX) // 2
+        self.head = self.body = b""
+        if self.small:
+            self.head = self._headers.at(revision)
+            self.body = b"".join([event_field(event.wire) for event in events])
+
+
+def event_field(wire: bytes) -> bytes:
+    """An encoded event as part of a WatchResponse."""
+    return b"".join((_EVENT, varint(len(wire)), wire))
+
+
 class Watcher:
     """One watcher: a sink of the hub."""
 
-    __slots__ = ("_fragment", "_id", "_stream", "_tag", "error", "watch")
+    __slots__ = ("_fragment", "_id", "_prev", "_stream", "_tag", "error", "watch")
 
-    def __init__(self, stream: WatchStream, watch_id: int, fragment: bool) -> None:
+    def __init__(self, stream: WatchStream, watch_id: int, fragment: bool, prev: bool) -> None:
         self._stream = stream
+        self._prev = prev
         self._id = watch_id
         self._tag = number_field(2, watch_id)
         self._fragment = fragment
@@ -193,7 +229,12 @@ class Watcher:
 
     def events(self, revision: int, events: list[Event]) -> bool:
         """See `WatchSink`."""
-        call, headers = self._stream.call, self._stream.headers
+        call, headers, shared = self._stream.call, self._stream.headers, self._stream.encoded
+        if not self._prev:
+            if shared.events is not events or shared.revision != revision:
+                shared.take(revision, events)
+            if shared.small:
+                return call.send(b"".join((shared.head, self._tag, shared.body)))
         encoded = [self._encode(event) for event in events]
         room = True
         size = begin = 0
@@ -209,12 +250,11 @@ class Watcher:
 
     def _encode(self, event: Event) -> bytes:
         wire = event.wire
-        watch = self.watch
-        if watch is not None and watch.spec.prev:
-            previous = watch.previous(event)
+        if self._prev and self.watch is not None:
+            previous = self.watch.previous(event)
             if previous is not None:
                 wire += field(3, previous.wire)
-        return b"".join((_EVENT, varint(len(wire)), wire))
+        return event_field(wire)
 
     def _parts(self, encoded: list[bytes], size: int) -> Iterator[bytes]:
         """One response's worth of events, in pieces below the message limit if so wished."""

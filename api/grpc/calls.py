@@ -28,6 +28,7 @@ _TRAILERS: Final = status.OK_TRAILERS_BLOCK
 # HEADERS frame, then the header of a DATA frame and the prefix of the message in it.
 _QUICK_HEAD: Final = Struct(f">5sI{len(_BLOCK)}sHBHIBI").pack
 _QUICK_HEAD_PREFIX: Final = frames.frame(frames.HEADERS, frames.END_HEADERS, 0, _BLOCK)[:5]
+_DATA_HEAD: Final = Struct(">HBHIBI").pack
 _QUICK_TAIL: Final = Struct(f">5sI{len(_TRAILERS)}s").pack
 _QUICK_TAIL_PREFIX: Final = frames.frame(
     frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0, _TRAILERS
@@ -497,13 +498,14 @@ class StreamCall(Call):
 
     def _settle(self) -> None:
         """Account for what is kept, and let the client send on unless the handler is paused."""
-        if self.connection.streams.get(self.stream_id) is not self:
+        connection = self.connection
+        if connection.streams.get(self.stream_id) is not self:
             return
         kept = self._inbox_bytes + (len(self._reader) if self._reader is not None else 0)
         if kept != self.held:
             self._hold(kept)
         if self._reading:
-            self.connection.grant(self, 0)
+            connection.grant(self, 0)
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:
@@ -519,6 +521,8 @@ class StreamCall(Call):
 
     def resume(self) -> None:
         """Take messages again, first those that waited. `on_message` may be called at once."""
+        if self._reading:
+            return
         self._reading = True
         inbox = self._inbox
         while inbox and self._reading and not self.ended:
@@ -538,7 +542,29 @@ class StreamCall(Call):
 
     def send(self, message: bytes) -> bool:
         """Send one message. False: wait for `on_drain` before the next (or the call has ended)."""
-        return self.send_framed(framed(message))
+        connection = self.connection
+        size = len(message) + 5
+        if not (
+            self.headers_sent
+            and size <= connection.quick_bytes
+            and size <= self.window
+            and size <= connection.send_window
+            and connection.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES
+            and self.pending is None
+            and not self.ended
+        ):
+            return self.send_framed(framed(message))
+        connection.turn_bytes += size
+        connection.send_window -= size
+        connection.ping_strikes = 0
+        self.window -= size
+        connection.out += (
+            _DATA_HEAD(size >> 8, size & 0xFF, 0, self.stream_id, 0, size - 5),
+            message,
+        )
+        if not connection.scheduled:
+            connection.touch()
+        return self.writable
 
     def send_framed(self, data: bytes) -> bool:
         """As `send`, for one or more messages that `messages.framed` has already prefixed.

@@ -42,6 +42,10 @@ class MessageReader:
         A message over the limit is refused when its length is read, before it is taken in.
         """
         buffer = self._buffer
+        if not buffer and len(data) >= PREFIX_BYTES and not data[0]:
+            size = int.from_bytes(data[1:PREFIX_BYTES], "big")
+            if size == len(data) - PREFIX_BYTES and size <= self._message_bytes_max:
+                return [data[PREFIX_BYTES:]]  # as nearly all do: one message, whole
         buffer += data
         messages: list[bytes] = []
         at, end = 0, len(buffer)

@@ -12,7 +12,19 @@ from raftkv.api.etcd.door import EtcdDoor
 from raftkv.api.etcd.gateway import Gateway
 from raftkv.api.gate import Gate
 from raftkv.api.grpc.server import GrpcServer
-from raftkv.api.http import auth, cluster, docs, health, kv, leases, metrics, services, txn, watch
+from raftkv.api.http import (
+    auth,
+    cluster,
+    docs,
+    health,
+    kv,
+    leases,
+    metrics,
+    quotas,
+    services,
+    txn,
+    watch,
+)
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.exchange import TEXT, Exchange
 from raftkv.api.http.openapi import build_openapi
@@ -40,6 +52,7 @@ def all_routes() -> list[Route]:
         *leases.ROUTES,
         *services.ROUTES,
         *cluster.ROUTES,
+        *quotas.ROUTES,
         *auth.ROUTES,
         *health.ROUTES,
         *metrics.ROUTES,

@@ -114,9 +114,14 @@ def list_leases(x: Exchange) -> None:
 
 @answering
 def _leases_ready(x: Exchange, error: RaftkvError | None) -> None:
-    machine = x.machine
-    leases = [{"lease": hex_id(held.lease), "ttl": held.ttl_seconds} for held in x.caller.leases()]
-    x.json({"leases": leases, "revision": machine.revision})
+    x.run(_list(x))
+
+
+async def _list(x: Exchange) -> None:
+    leases = [
+        {"lease": hex_id(held.lease), "ttl": held.ttl_seconds} for held in await x.caller.leases()
+    ]
+    x.json({"leases": leases, "revision": x.machine.revision})
 
 
 LEASES: Final = "Leases"

@@ -13,10 +13,12 @@ from prometheus_client.registry import Collector
 import raftkv
 from raftkv.api.gate import known
 from raftkv.api.grpc.status import Status
-from raftkv.api.http.codec import hex_id
+from raftkv.api.http.codec import hex_id, text_or_base64
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.router import Answer, Route
+from raftkv.machine.access import ADMIN
 from raftkv.machine.commands import AlarmKind
+from raftkv.machine.quotas import QuotaKind
 
 if TYPE_CHECKING:
     from raftkv.api.grpc.server import GrpcServer
@@ -48,14 +50,19 @@ class Counters:
 class DoorCollector(Collector):
     """Reads a door and its store at the moment of a scrape."""
 
-    def __init__(self, door: HttpDoor) -> None:
+    def __init__(self, door: HttpDoor, *, names: bool = True) -> None:
         self._door = door
+        self._names = names
+        """Show names of users and keys."""
 
     def collect(self) -> Iterator[Metric]:
         """All metric families."""
         yield from self._http()
+        yield from self._audit()
         yield from self._store()
         yield from self._etcd()
+        if self._names and self._door.store.machine.quotas:
+            yield from self._quotas()
         if self._door.grpc is not None:
             yield from self._grpc(self._door.grpc)
 
@@ -83,7 +90,24 @@ class DoorCollector(Collector):
                 "Requests that took longer than --slow-request-ms.",
                 0 if listener.slow is None else listener.slow.found,
             )
+            if listener.handshakes is not None:
+                handshakes = CounterMetricFamily(
+                    "raftkv_tls_handshakes", "TLS handshakes of clients.", labels=("outcome",)
+                )
+                handshakes.add_metric(("done",), listener.handshakes.done)
+                handshakes.add_metric(("failed",), listener.handshakes.failed)
+                yield handshakes
 
+        pace = self._door.gate.pace
+        if pace is not None:
+            refused = CounterMetricFamily(
+                "raftkv_requests_over_rate", "Requests refused by a rate limit.", labels=("per",)
+            )
+            for per, number in sorted(pace.refused.items()):
+                refused.add_metric((per,), number)
+            yield refused
+
+    def _audit(self) -> Iterator[Metric]:
         observer = self._door.gate.observer
         audit = None if observer is None else observer.audit
         yield CounterMetricFamily(
@@ -95,14 +119,23 @@ class DoorCollector(Collector):
             audit.dropped if audit else 0,
         )
 
-        pace = self._door.gate.pace
-        if pace is not None:
-            refused = CounterMetricFamily(
-                "raftkv_requests_over_rate", "Requests refused by a rate limit.", labels=("per",)
-            )
-            for per, number in sorted(pace.refused.items()):
-                refused.add_metric((per,), number)
-            yield refused
+    def _quotas(self) -> Iterator[Metric]:
+        """By name, so only for who may see all names."""
+        labels = ("kind", "name", "what")
+        used = GaugeMetricFamily("raftkv_quota_used", "Used of a quota.", labels=labels)
+        most = GaugeMetricFamily("raftkv_quota_limit", "Most that a quota allows.", labels=labels)
+        for quota in self._door.store.machine.quotas:
+            kind = QuotaKind(quota.kind).name.lower()
+            name = text_or_base64(quota.name)[0]
+            for what, count, limit in (
+                ("keys", quota.keys, quota.keys_max),
+                ("bytes", quota.bytes, quota.bytes_max),
+            ):
+                used.add_metric((kind, name, what), count)
+                if limit:
+                    most.add_metric((kind, name, what), limit)
+        yield used
+        yield most
 
     def _store(self) -> Iterator[Metric]:
         store = self._door.store
@@ -190,7 +223,7 @@ def _number(value: Any) -> float | None:
 
 def get_metrics(x: Exchange) -> None:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(DoorCollector(x.door))
+    registry.register(DoorCollector(x.door, names=x.caller.allows(ADMIN)))
     x.send(generate_latest(registry), MEDIA)
 
 

@@ -60,6 +60,7 @@ TAGS: Final = {
     "Watches": "Changes as they happen, in order, each once, resumable.",
     "Leases": "A time to live that many keys can share.",
     "Services": "Processes that say where they are for as long as they live.",
+    "Quotas": "Most keys and bytes of a prefix or a user.",
     "Cluster": "Members, leadership, history, backups.",
     "Access control": "Users, roles and what they may read and write.",
     "Health": "Probes and metrics.",

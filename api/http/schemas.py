@@ -260,6 +260,12 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "revision": REVISION,
         }
     ),
+    "Quota": closed(
+        {"keys": WHOLE, "bytes": WHOLE, "used_keys": WHOLE, "used_bytes": WHOLE},
+        {"prefix": TEXT, "key_encoding": TEXT, "user": TEXT},
+    ),
+    "Quotas": closed({"quotas": items("Quota"), "revision": REVISION}),
+    "QuotaSet": closed({"changed": FLAG, "revision": REVISION}),
     "LeaseDetail": closed(
         {
             "lease": ID,

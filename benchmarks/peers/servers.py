@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -85,6 +86,11 @@ def _version(program: str) -> str:
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"etcd Version: (\S+)", said)
     return found[1] if found else "unknown"
+
+
+def stop_cleanly() -> None:
+    """Let SIGTERM do what Ctrl-C does: leave no server behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class Server:

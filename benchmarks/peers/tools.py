@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import resource
@@ -17,10 +18,12 @@ from typing import Any, Final
 
 from benchmarks.load.calls import put
 from benchmarks.load.spec import Outcome, Spec
-from benchmarks.peers.servers import Missing
+from benchmarks.peers.servers import Missing, etcd_kinds
 
 DEBIAN: Final = {"wrk": "wrk", "h2load": "nghttp2-client", "etcdctl": "etcd-client"}
 """Programs, and the Debian packages that they are in."""
+EXTRA: Final = ("grpc", "matplotlib", "pysyncobj")
+"""Modules of the extra `bench`."""
 _LUA: Final = Path(__file__).parents[1] / "load" / "http1.lua"
 
 
@@ -30,21 +33,27 @@ class BadRun(Exception):
 
 def program(name: str) -> str:
     """Where a program is. Raises Missing."""
-    found = shutil.which(name, path="/usr/bin:/usr/local/bin") or shutil.which(name)
+    found = shutil.which(name)
     if found is None:
-        raise Missing(f"no {name}: apt-get install {DEBIAN[name]}")
+        raise Missing(f"no {name}: as root, apt-get install {DEBIAN[name]}")
     return found
 
 
-def missing_tools() -> list[str]:
-    """Debian packages of the programs that are not here."""
+def check_installed() -> None:
+    """Raises Missing, with a line for each thing that has to be installed."""
     gone = []
     for name, package in DEBIAN.items():
-        try:
-            program(name)
-        except Missing:
-            gone.append(package)
-    return gone
+        if shutil.which(name) is None:
+            gone.append(f"no {name}: as root, apt-get install {package}")
+    for module in EXTRA:
+        if importlib.util.find_spec(module) is None:
+            gone.append(f"no {module}: pip install 'raftkv[bench]', which make bench does")
+    try:
+        etcd_kinds()
+    except Missing as error:
+        gone.append(str(error))
+    if gone:
+        raise Missing("\n".join(gone))
 
 
 def run_load(spec: Spec) -> Outcome:

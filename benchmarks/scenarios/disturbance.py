@@ -31,15 +31,6 @@ class Disturbed:
     spans: list[tuple[str, float, float]]
     """What was done, from when to when."""
 
-    @property
-    def marks(self) -> list[tuple[float, str]]:
-        """For a plot: where something begins, and where it ends."""
-        return [
-            mark
-            for what, begin, end in self.spans
-            for mark in ((begin, what), (end, f"{what} ends"))
-        ]
-
     def told(self, side: str) -> list[str]:
         """A line for each disturbance: what was left of the throughput, and the slowest answer."""
         quiet = [p for p in self.points if 1 <= p[0] <= self.spans[0][1] - STEP_SECONDS]

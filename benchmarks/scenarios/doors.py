@@ -11,6 +11,8 @@ from benchmarks.peers.tools import run_h2load, run_wrk
 from benchmarks.scenarios.bench import Bench, written
 
 WRK_CONNECTIONS = 64
+WARM_UP_WRITES = 1_000_000
+"""More than h2load makes before it begins to count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,14 @@ def http(ours: str, theirs: str) -> Callable[..., Outcome]:
 
 def one_key(bench: Bench, cluster: Cluster, addresses: tuple[str, ...]) -> Outcome:
     """Puts of one key with h2load: what a client costs that is written in C."""
-    return run_h2load(
-        addresses[0], connections=8, streams=8, seconds=bench.settings.seconds,
-        value_bytes=bench.settings.value_bytes,
-    )  # fmt: skip
+
+    def load() -> Outcome:
+        return run_h2load(
+            addresses[0], connections=8, streams=8, seconds=bench.settings.seconds,
+            value_bytes=bench.settings.value_bytes,
+        )  # fmt: skip
+
+    return written(cluster, load, WARM_UP_WRITES)
 
 
 CALLS = (

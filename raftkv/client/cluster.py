@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from raftkv.client.errors import TransferBroken
-from raftkv.client.results import Compaction, Member, Shrunk, SnapshotSaved, Status
+from raftkv.client.results import Compaction, Member, Quota, Shrunk, SnapshotSaved, Status
 from raftkv.client.transport import Answer, Call, network_errors, origin
 from raftkv.client.wire import segment, understood
 from raftkv.errors import InvalidRequest, RaftkvError
@@ -144,6 +145,33 @@ class Cluster:
             answer.cancel()
         with understood():
             return Shrunk(int(result["before_bytes"]), int(result["after_bytes"]))
+
+    async def quotas(self, *, timeout: float | None = None) -> tuple[Quota, ...]:
+        """All quotas of prefixes and users, and what is used of them."""
+        body = (await self._client.read("/api/quotas", timeout=timeout)).json()
+        with understood():
+            return tuple(Quota.from_json(item) for item in body["quotas"])
+
+    async def set_quota(
+        self,
+        *,
+        prefix: str | bytes | None = None,
+        user: str | None = None,
+        keys: int = 0,
+        size: int = 0,
+        timeout: float | None = None,
+    ) -> bool:
+        """Limit a prefix or a user to so many keys and so many bytes (0: any number); both 0 ends
+        the quota. Whether it was another before."""
+        if (prefix is None) == (user is None):
+            raise InvalidRequest("give either prefix or user")
+        body: dict[str, object] = {"user": user, "keys": keys, "bytes": size}
+        if prefix is not None:
+            raw = prefix.encode(errors="surrogateescape") if isinstance(prefix, str) else prefix
+            encoded = base64.b64encode(raw).decode()
+            body |= {"prefix": encoded, "key_encoding": "base64"}
+        answer = await self._client.write("POST", "/api/quotas", json=body, timeout=timeout)
+        return bool(answer.json().get("changed"))
 
     async def save_snapshot(
         self, path: str | Path, *, progress: Progress | None = None, timeout: float | None = None

@@ -368,6 +368,31 @@ class Compaction:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """Most keys and bytes of a prefix or of a user (0: any number), and what is used."""
+
+    prefix: str | None
+    user: str | None
+    keys: int
+    bytes: int
+    used_keys: int
+    used_bytes: int
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Quota:
+        """From a quota of the API."""
+        prefix = body.get("prefix")
+        return cls(
+            None if prefix is None else key_text(decode(prefix, body.get("key_encoding"))),
+            body.get("user"),
+            int(body["keys"]),
+            int(body["bytes"]),
+            int(body["used_keys"]),
+            int(body["used_bytes"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Shrunk:
     """Size of a member's tables before and after free space was given back."""
 

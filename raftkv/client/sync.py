@@ -259,6 +259,8 @@ class SyncCluster(_Group[Cluster]):
     transfer_leader = _blocking(Cluster.transfer_leader)
     compact = _blocking(Cluster.compact)
     shrink = _blocking(Cluster.shrink)
+    quotas = _blocking(Cluster.quotas)
+    set_quota = _blocking(Cluster.set_quota)
     save_snapshot = _blocking(Cluster.save_snapshot)
 
 

@@ -74,7 +74,9 @@ def _load(load: Callable[[], None], files: str) -> None:
         load()
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"cannot use {files} for TLS: {str(reason).lower()}") from error
+        raise ConfigError(
+            f"cannot use {files} for TLS: {str(reason).lower().replace('_', ' ')}"
+        ) from error
 
 
 def _no_password() -> str:

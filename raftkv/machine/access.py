@@ -275,5 +275,6 @@ _RULES: Final[dict[int, Callable[[list[Any]], Iterable[Access]]]] = {
     Op.ROLE_DELETE: _admin,
     Op.ROLE_GRANT: _admin,
     Op.ROLE_REVOKE: _admin,
+    Op.QUOTA_SET: _admin,
 }
 """Commands that a door may propose. Expiry, tokens and guards are made by members themselves."""

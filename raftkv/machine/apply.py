@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from raftkv.errors import Compacted, Corrupt, FutureRevision, InvariantViolation, Refused, check
-from raftkv.machine import auth, catalog, cluster, leases, tokens
+from raftkv.machine import auth, catalog, cluster, leases, quota_commands, tokens
 from raftkv.machine.commands import WANT_PREVIOUS, Op
 from raftkv.machine.draft import Draft
 from raftkv.machine.once import apply_once
@@ -29,7 +29,9 @@ def apply_command(draft: Draft, command: list[Any]) -> Outcome:
     Raises InvariantViolation for a command that no builder makes.
     """
     try:
+        draft.user = None
         if command[0] == _GUARDED:
+            draft.user = command[3]
             command = auth.check_guard(draft, command)
         elif draft.guarded and command[0] not in _WITHOUT_GUARD:
             # Taken by a member that had not applied yet that access control is on.
@@ -52,8 +54,8 @@ def apply_command(draft: Draft, command: list[Any]) -> Outcome:
 
 def _put(draft: Draft, command: list[Any]) -> PutResult:
     _, _, keyspace, key, value, lease, flags = command
-    if lease or flags or draft.no_space:
-        check_put(draft, keyspace, key, lease, flags)
+    if lease or flags or draft.no_space or draft.quotas is not None:
+        check_put(draft, keyspace, key, value, lease, flags)
         if flags & ~WANT_PREVIOUS:
             result = do_put(draft, keyspace, key, value, lease, flags)
             draft.end_command()
@@ -101,6 +103,7 @@ _HANDLERS: Final[tuple[Handler, ...]] = (
     auth.apply_user_password, auth.apply_user_grant, auth.apply_user_revoke, auth.apply_role_add,
     auth.apply_role_delete, auth.apply_role_grant, auth.apply_role_revoke,
     tokens.apply_token_add, tokens.apply_token_renew, tokens.apply_token_drop,
+    quota_commands.apply_quota_set,
 )  # fmt: skip
 """By number, see `Op`."""
 check(len(_HANDLERS) == max(Op) + 1, "every command has a handler")

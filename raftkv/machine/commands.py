@@ -74,6 +74,7 @@ class Op(IntEnum):
     TOKEN_ADD = 26
     TOKEN_RENEW = 27
     TOKEN_DROP = 28
+    QUOTA_SET = 29
 
 
 OP_MAX: Final = max(Op)

@@ -7,7 +7,7 @@ disk, unless that transaction commits.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +15,7 @@ import msgpack
 
 from raftkv.errors import check, violated
 from raftkv.machine.events import Event
+from raftkv.machine.quotas import NO_QUOTAS, QuotaBook, Quotas, size_of
 from raftkv.machine.records import (
     DELETE,
     HEADER,
@@ -67,6 +68,14 @@ class State:
     once_bytes: int = 0
     once_serial: int = 0
 
+    def copy(self) -> State:
+        """Another with the same values."""
+        return State(
+            self.applied_index, self.applied_term, self.revision, self.compact_revision,
+            self.clock_ms, self.hash, self.keys, self.once_count, self.once_bytes,
+            self.once_serial,
+        )  # fmt: skip
+
     def pack(self) -> bytes:
         """The stored form."""
         return _STATE.pack(
@@ -86,8 +95,8 @@ class Draft:
 
     __slots__ = (
         "alarms", "append_row", "auth", "corrupt", "delete_row", "events", "get", "guarded",
-        "leases", "no_space", "parts", "put_row", "state", "sub", "term", "tokens_removed",
-        "writer",
+        "leases", "no_space", "parts", "put_row", "quotas", "state", "sub", "term",
+        "tokens_removed", "user", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -96,15 +105,19 @@ class Draft:
         state: State,
         alarms: frozenset[tuple[int, int]],
         auth: AuthState,
+        quotas: Quotas = NO_QUOTAS,
     ) -> None:
         self.writer = writer
         self.get = writer.get
         self.put_row = writer.put
         self.append_row = writer.append
         self.delete_row = writer.delete
-        self.state = replace(state)
+        self.state = state.copy()
         self.set_alarms(alarms)
         self.set_auth(auth)
+        self.set_quotas(quotas)
+        self.user: str | None = None
+        """Who asked for the command at hand, if it is a user with bounds."""
         self.sub = 0
         """Writes made so far by the command at hand, all at `state.revision + 1`."""
         self.term = 0
@@ -118,14 +131,19 @@ class Draft:
     def set_alarms(self, alarms: frozenset[tuple[int, int]]) -> None:
         """Alarms as (kind, member id)."""
         self.alarms = alarms
-        self.no_space = any(kind == 1 for kind, _ in alarms)
-        self.corrupt = any(kind == 2 for kind, _ in alarms)
+        kinds = {kind for kind, _ in alarms} if alarms else ()
+        self.no_space = 1 in kinds
+        self.corrupt = 2 in kinds
 
     def set_auth(self, auth: AuthState) -> None:
         """The access rules in force from here on."""
         self.auth = auth
         self.guarded = auth.enabled
         """Commands need a guard, see `raftkv.machine.commands.guarded`."""
+
+    def set_quotas(self, quotas: Quotas) -> None:
+        """The quotas in force from here on, with what is used of them."""
+        self.quotas: QuotaBook | None = QuotaBook(self.writer, quotas) if quotas.rules else None
 
     @property
     def seen_revision(self) -> int:
@@ -170,6 +188,9 @@ class Draft:
                 self.put_row(LEASE_KEYS, U64.pack(lease) + row, b"")
         if before is None and keyspace == USER_KEYS:
             state.keys += 1
+        if self.quotas is not None and keyspace == USER_KEYS:
+            old_size = 0 if before is None else size_of(before)
+            self.quotas.written(self.user, key, len(key) + len(value), old_size)
         self.parts.append(_MARK.pack(PUT, keyspace, 0, len(wire)))
         self.parts.append(wire)
         self.events.append(Event(PUT, keyspace, key, main, sub, record))
@@ -193,6 +214,8 @@ class Draft:
             self.delete_row(LEASE_KEYS, U64.pack(lease) + row)
         if keyspace == USER_KEYS:
             self.state.keys -= 1
+            if self.quotas is not None:
+                self.quotas.removed(key, size_of(old))
         self.parts.append(_MARK.pack(DELETE, keyspace, cause, len(wire)))
         self.parts.append(wire)
         self.events.append(Event(DELETE, keyspace, key, main, sub, record))
@@ -248,4 +271,6 @@ class Draft:
 
     def save(self) -> None:
         """Write the counters; last thing before the transaction ends."""
+        if self.quotas is not None:
+            self.quotas.save()
         self.put_row(META, STATE_ROW, self.state.pack())

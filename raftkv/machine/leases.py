@@ -100,9 +100,9 @@ def read_lease(reader: TableReader, lease: int) -> Lease | None:
     return None if row is None else _unpack(lease, row)
 
 
-def read_leases(reader: TableReader) -> Iterator[Lease]:
-    """All leases, ordered by id."""
-    for name, row in reader.scan(LEASES, b"", None):
+def read_leases(reader: TableReader, after: int = 0) -> Iterator[Lease]:
+    """All leases with a greater id, ordered by it."""
+    for name, row in reader.scan(LEASES, _after(after), None):
         yield _unpack(U64.unpack(name)[0], row)
 
 

@@ -37,6 +37,7 @@ from raftkv.machine.commands import Compare, Operation, SortOrder, SortTarget, d
 from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, Draft, State
 from raftkv.machine.events import Event
 from raftkv.machine.leases import Lease, read_lease, read_lease_keys, read_leases
+from raftkv.machine.quotas import NO_QUOTAS, Quota, Quotas, read_quotas
 from raftkv.machine.records import DELETE, U64, USER_KEYS, Record
 from raftkv.machine.results import Applied, Outcome, RangeResult, TxnResult
 from raftkv.machine.tables import CURRENT, META, TableReader, Tables
@@ -68,6 +69,7 @@ class Machine:
             self._state = State.unpack(reader.get(META, STATE_ROW))
             self._alarms = read_alarms(reader)
             auth = read_auth(reader)
+            self._quotas = Quotas(read_quotas(reader))
             self.conf: bytes = reader.get(META, CONF_ROW) or b""
             """The configuration in force, as given to `apply_config` or `bootstrap`."""
             progress = reader.get(META, COMPACTION_ROW) or bytes(8)
@@ -125,6 +127,11 @@ class Machine:
         """Alarms that are on, as (kind, member id)."""
         return self._alarms
 
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """Quotas on prefixes and users, with what is used of them."""
+        return tuple(self._quotas.rules.values())
+
     # -- applying -------------------------------------------------------------------------------
 
     def bootstrap(self, index: int, term: int, conf: bytes, members: Iterable[MemberInfo]) -> None:
@@ -135,7 +142,7 @@ class Machine:
         """
         check(self.applied_index == 0, "a store is bootstrapped once", index=self.applied_index)
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
             draft.state.applied_index = index - 1
             draft.begin_entry(index, term)
             change_members(draft, conf, MemberChange(add=tuple(members)))
@@ -153,7 +160,7 @@ class Machine:
         """
         check(self.applied_index > 0, "only a state that something was applied to has a home")
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
             replace_members(draft, conf, tuple(members))
             draft.end_entry()
             draft.save()
@@ -174,7 +181,7 @@ class Machine:
         applied: list[Applied] = []
         hashes: list[bytes] = []
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
             state = draft.state
             for index, term, batch in batches:
                 draft.begin_entry(index, term)
@@ -213,7 +220,7 @@ class Machine:
         Its one result is a MemberResult. Atomic, and in order with `apply`.
         """
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
             draft.begin_entry(index, term)
             change_members(draft, conf, change)
             result = member_result(draft)
@@ -227,6 +234,7 @@ class Machine:
     def _adopt(self, draft: Draft) -> None:
         self._state = draft.state
         self._alarms = draft.alarms
+        self._quotas = NO_QUOTAS if draft.quotas is None else draft.quotas.closed()
 
     def _adopt_auth(self, auth: AuthState) -> None:
         self.auth = auth
@@ -385,10 +393,19 @@ class Machine:
         with self._tables.read() as reader:
             return may_renew(reader, grants, lease)
 
-    def visible_leases(self, grants: Grants) -> list[Lease]:
-        """As `leases`, those that `raftkv.machine.auth.may_see` lets be seen."""
+    def lease_slice(
+        self, after: int, examine_max: int, grants: Grants | None = None
+    ) -> tuple[list[Lease], int | None]:
+        """The next leases after an id, and after which to go on; None: there are no more.
+
+        With grants, those that `raftkv.machine.auth.may_see` lets be seen.
+        """
         with self._tables.read() as reader:
-            return [held for held in read_leases(reader) if may_see(reader, grants, held.lease)]
+            found = list(islice(read_leases(reader, after), examine_max))
+            rest = found[-1].lease if len(found) == examine_max else None
+            if grants is not None:
+                found = [held for held in found if may_see(reader, grants, held.lease)]
+            return found, rest
 
     def token(self, token_hash: bytes) -> Token | None:
         """A token of somebody who logged in, over its time or not; or None."""

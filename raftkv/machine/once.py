@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgpack
 
 from raftkv import limits
-from raftkv.errors import Corrupt, IdempotencyMismatch, NoSpace, Refused, check
+from raftkv.errors import Corrupt, IdempotencyMismatch, NoSpace, QuotaExceeded, Refused, check
 from raftkv.machine import results
 from raftkv.machine.draft import Draft
 from raftkv.machine.records import Record, without_value
@@ -45,7 +45,7 @@ _RESULTS: Final[tuple[type[Result], ...]] = (
     results.PutResult, results.DeleteResult, results.RangeResult, results.TxnResult,
     results.CompactResult, results.LeaseResult, results.RevokeResult, results.ExpireResult,
     results.ServiceResult, results.DeregisterResult, results.MemberResult, results.AlarmResult,
-    results.AuthResult, results.TokenResult,
+    results.AuthResult, results.TokenResult, results.QuotaResult,
 )  # fmt: skip
 """Their places are part of the stored format."""
 _RESULT_NUMBER: Final = {kind: number for number, kind in enumerate(_RESULTS)}
@@ -72,7 +72,7 @@ def apply_once(
     outcome: Outcome
     try:
         outcome = handler(draft, command)
-    except (NoSpace, Corrupt):
+    except (NoSpace, Corrupt, QuotaExceeded):
         raise
     except Refused as refusal:
         check(draft.sub == 0, "a refused command has written nothing")

@@ -245,6 +245,17 @@ class TokenResult(Result):
         """By the machine's clock; 0: it is gone."""
 
 
+class QuotaResult(Result):
+    """A quota was set or ended."""
+
+    __slots__ = ("changed",)
+
+    def __init__(self, revision: int, changed: bool) -> None:
+        self.revision = revision
+        self.changed = changed
+        """False: it was so already."""
+
+
 Outcome = Result | Refused
 """What became of one command. Both are definite."""
 

@@ -40,6 +40,11 @@ class Table(IntEnum):
     TOKENS = 11
     """Hashes of the tokens of those who logged in; see `raftkv.machine.tokens`."""
 
+    QUOTAS = 12
+    """Kind + name of a quota -> its limits and what is used; see `raftkv.machine.quotas`."""
+    QUOTA_OWNERS = 13
+    """User key -> since when, and which quota of a user counts it."""
+
 
 # Plain integers for the hot path: hashing an Enum member is a Python call.
 META: Final = int(Table.META)
@@ -54,6 +59,8 @@ MEMBERS: Final = int(Table.MEMBERS)
 ALARMS: Final = int(Table.ALARMS)
 AUTH: Final = int(Table.AUTH)
 TOKENS: Final = int(Table.TOKENS)
+QUOTAS: Final = int(Table.QUOTAS)
+QUOTA_OWNERS: Final = int(Table.QUOTA_OWNERS)
 
 
 class TableReader(Protocol):

@@ -7,6 +7,7 @@ operation runs, so a refused transaction leaves nothing behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from raftkv.errors import KeyNotFound, LeaseNotFound, NoSpace, check
@@ -20,7 +21,8 @@ from raftkv.machine.commands import (
 )
 from raftkv.machine.draft import KEYSPACE, Draft, State
 from raftkv.machine.mvcc import RangeQuery, check_revision, live_rows, read_range
-from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, Record
+from raftkv.machine.quotas import Change, size_of
+from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, USER_KEYS, Record
 from raftkv.machine.results import DeleteResult, PutResult, RangeResult, Result, TxnResult
 from raftkv.machine.tables import CURRENT, LEASES, TableReader
 
@@ -37,12 +39,17 @@ _VALUE: Final = int(CompareTarget.VALUE)
 # ---- single operations, also used by the commands of the same names ----------------------------
 
 
-def check_put(draft: Draft, keyspace: int, key: bytes, lease: int, flags: int) -> None:
-    """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound, in etcd's order."""
+def check_put(
+    draft: Draft, keyspace: int, key: bytes, value: bytes, lease: int, flags: int
+) -> None:
+    """Raise what refuses a put: NoSpace, LeaseNotFound, KeyNotFound, in etcd's order; or
+    QuotaExceeded."""
     if draft.no_space:
         raise NoSpace("the store is full: delete or compact; writes go on once there is space")
     _check_lease(draft, lease)
     _check_exists(draft, keyspace, key, flags)
+    if draft.quotas is not None:
+        _check_quotas(draft, keyspace, [(key, value, flags)])
 
 
 def _check_lease(draft: Draft, lease: int) -> None:
@@ -56,6 +63,18 @@ def _check_exists(draft: Draft, keyspace: int, key: bytes, flags: int) -> None:
         old = draft.get(CURRENT, KEYSPACE[keyspace] + key)
         if old is None or old[0] == DELETE:
             raise KeyNotFound("key not found", key=key)
+
+
+def _check_quotas(draft: Draft, keyspace: int, puts: list[tuple[bytes, bytes, int]]) -> None:
+    if draft.quotas is None or keyspace != USER_KEYS:
+        return
+    changes = []
+    for key, value, flags in puts:
+        old = draft.get(CURRENT, KEYSPACE[keyspace] + key)
+        old_size = 0 if old is None or old[0] == DELETE else size_of(old)
+        size = old_size if flags & IGNORE_VALUE else len(key) + len(value)
+        changes.append(Change(key, size, old_size))
+    draft.quotas.check(draft.user, changes)
 
 
 def do_put(
@@ -116,6 +135,8 @@ def apply_txn(draft: Draft, command: list[Any]) -> TxnResult:
     plan = _choose(draft.writer, keyspace, compares, then, else_)
     _check_puts(draft, keyspace, plan)
     _check_ranges(draft.state, plan)
+    if draft.quotas is not None:
+        _check_quotas(draft, keyspace, list(_puts_of(plan)))
     result = _run(draft, keyspace, plan)
     result.revision = draft.end_command()
     return result
@@ -183,6 +204,15 @@ def _check_puts(draft: Draft, keyspace: int, plan: _Plan) -> None:
             # The other way round than for a single put, as in etcd.
             _check_exists(draft, keyspace, key, flags)
             _check_lease(draft, lease)
+
+
+def _puts_of(plan: _Plan) -> Iterator[tuple[bytes, bytes, int]]:
+    for operation in plan.operations:
+        if isinstance(operation, _Plan):
+            yield from _puts_of(operation)
+        elif operation[0] == _PUT:
+            _, key, value, _, flags = operation
+            yield key, value, flags
 
 
 def _check_ranges(state: State, plan: _Plan) -> None:

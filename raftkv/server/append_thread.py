@@ -8,8 +8,8 @@ again and the member must end. A full disk is different: nothing was written, an
 are tried again until there is space.
 
 Handing a write to a thread and its end back costs more than a quick disk takes to sync it. So the
-loop writes by itself while the thread has nothing to do and recent syncs were quick (`SyncPace`);
-see docs/adr/0009-quick-syncs-on-the-loop.md.
+loop writes by itself while the thread has nothing to do, recent syncs were quick (`SyncPace`) and
+the owner allows it (`may_wait`); see docs/adr/0009-quick-syncs-on-the-loop.md.
 
 The work itself is `append_steps`, which has no thread and no clock, so that a simulation can put
 time, and crashes, between its steps.
@@ -97,6 +97,7 @@ class AppendThread:
         stats: StoreStats,
         pace: SyncPace,
         *,
+        may_wait: Callable[[], bool],
         on_written: Callable[[Written], None],
         on_failed: Callable[[BaseException], None],
         on_full: Callable[[bool], None],
@@ -104,6 +105,7 @@ class AppendThread:
         self._wal = wal
         self._loop = loop
         self._stats = stats
+        self._may_wait = may_wait
         self._on_written = on_written
         self._on_failed = on_failed
         self._on_full = on_full
@@ -153,8 +155,14 @@ class AppendThread:
     # -- on the loop -------------------------------------------------------------------------------
 
     def _quick(self, write: StorageWrite) -> bool:
-        """Whether this takes one small write and one sync, and the disk is quick at that."""
-        return self._pace.quick and write.snapshot is None and self._wal.is_short(write.entries)
+        """Whether this takes one small write and one sync, the disk is quick at that, and nobody
+        else is hurt if it is not."""
+        return (
+            self._pace.quick
+            and self._may_wait()
+            and write.snapshot is None
+            and self._wal.is_short(write.entries)
+        )
 
     def _write_due(self) -> None:
         write, self._due = self._due, None

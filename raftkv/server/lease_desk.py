@@ -147,6 +147,11 @@ class LeaseDesk:
                 self.lessor.gone(lease)
         self._renew_held()
 
+    def installed(self, leases: Iterable[tuple[int, int]]) -> None:
+        """A snapshot took the state's place: a leader may be elected before its image is there."""
+        self.lessor.replaced(leases, self._around.now_ms())
+        self._renew_held()
+
     def take_frame(self, peer: int, kind: int, fields: list[Any], refusing: Refused | None) -> None:
         """A peer's question or answer, as `decode_shell` gave it.
 

@@ -46,6 +46,15 @@ class Lessor:
         self._heap.clear()
         self._expiring.clear()
 
+    def replaced(self, leases: Iterable[tuple[int, int]], now_ms: int) -> None:
+        """The state has jumped: `leases` are those that are alive now, each with its whole TTL.
+
+        Those of which the end is proposed stay so, since that may be in the log.
+        """
+        expiring = set(self._expiring)
+        self.promote(leases, now_ms)
+        self._expiring = expiring & self._ttl_ms.keys()
+
     def granted(self, lease: int, ttl_seconds: int, now_ms: int) -> None:
         """A lease was granted, or its TTL changed, as of now."""
         if not self.leading:

@@ -103,6 +103,7 @@ class Member:
             loop,
             self.stats,
             SyncPace(),
+            may_wait=self._may_wait,
             on_written=self._on_written,
             on_failed=self._on_failed,
             on_full=self._on_full,
@@ -514,6 +515,10 @@ class Member:
             self.stats.snapshots_sent += 1
         self.node.report_snapshot(peer, delivered)
         self.wake()
+
+    def _may_wait(self) -> bool:
+        """Whether the loop may wait for a sync: not while others need this member's heartbeats."""
+        return self.node.role is not Role.LEADER or not self.transport.peers
 
     def _on_written(self, written: Written) -> None:
         if self._stopping or self.ended.done():

@@ -710,6 +710,8 @@ class Replica:
         self.stats.snapshots_installed += 1
         self.hashes.reset()
         self.pending.jumped(meta.index)
+        if self.lessor.leading:
+            self._leases.installed(self._lease_ttls())
         self.hub.reset_after_install()
         self._around.members_changed()
         self._applied_up_to(meta.index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from raftkv.errors import RaftkvError
 
@@ -23,8 +23,7 @@ Done = Callable[[Any], None]
 """Receives a result of `raftkv.machine.results`, or a `Refused` or `OutcomeUnknown` instance."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeepAliveResult:
+class KeepAliveResult(NamedTuple):
     """A lease was renewed: it will not expire before `ttl_seconds` from the request's arrival."""
 
     lease: int

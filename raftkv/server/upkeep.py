@@ -213,10 +213,11 @@ class Upkeep:
 
     def snapshot_due(self) -> bool:
         """Whether it is time for a snapshot of this member's own."""
-        if self._opened.machine.applied_index <= self.snapshot_index:
+        snapshot_index = self.snapshot_index
+        if self._opened.machine.applied_index <= snapshot_index:
             # However much log there is that is not committed: it would be the same snapshot again.
             return False
-        log_bytes = self._opened.log.bytes_since(self.snapshot_index)
+        log_bytes = self._opened.log.bytes_since(snapshot_index)
         if log_bytes <= self._settings.snapshot_log_bytes:
             return log_bytes > 0 and buggify("early-snapshot")
         return log_bytes * SNAPSHOT_SHARE > self._opened.backend.used_bytes()

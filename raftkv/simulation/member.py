@@ -87,6 +87,8 @@ class MemberSettings:
     """This sync takes up to `slow_sync_us_max` instead."""
     slow_sync_us_max: int = 800_000
     disk_stall_ms: int = DISK_STALL_MS_DEFAULT
+    install_us_max: int = 20_000
+    """How long the tables' change to a received snapshot may take."""
     clock_rate: float = 1.0
     """This member's clock against true time."""
     encode_messages: bool = False
@@ -609,7 +611,7 @@ class SimMember:
             self._later(10_000, self._stage, meta)
             return
         self.opened.stage_snapshot(meta)
-        self._later(self.world.random.randrange(20_000), self._installed, meta)
+        self._later(self.world.below(self.settings.install_us_max), self._installed, meta)
 
     def _installed(self, meta: SnapshotMeta) -> None:
         self.opened.backend.install()

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -216,6 +217,12 @@ class LmdbImage:
         try:
             backend._disk.make_directory(folder)
             self.copy_to(join(folder, DATA_NAME))
+            # Not for safety: the sync of the folder when it is adopted would write all of it.
+            file = backend._disk.open(join(folder, DATA_NAME), write=True)
+            try:
+                file.sync()
+            finally:
+                file.close()
             tables = LmdbBackend(
                 folder,
                 disk=backend._disk,
@@ -365,12 +372,15 @@ class LmdbBackend:
 
     def _replace(self, source: str) -> None:
         check(not self._copying, "tables are not replaced while they are copied")
+        # Held open, the old file does not go with its name: freeing a large one takes long.
+        old = os.dup(self._descriptor)
         self._close()
         try:
             self._disk.rename(source, join(self._path, DATA_NAME))
             # A clean end vouches for what is under the name.
             self._disk.sync_directory(self._path)
         finally:
+            threading.Thread(target=os.close, args=(old,), name="raftkv-free").start()
             self._open()
 
     def _remove_twin(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,7 +28,7 @@ def pki(tmp_path: Path) -> Pki:
     return Pki(tmp_path / "pki")
 
 
-def client(cluster: Cluster, files: TlsFiles, **more: object) -> AsyncClient:
+def client(cluster: Cluster, files: TlsFiles, **more: Any) -> AsyncClient:
     return AsyncClient(cluster.urls, cacert=files.ca, cert=files.cert, key=files.key, **more)
 
 

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -59,15 +59,20 @@ def comparable(text: str) -> str:
 class Ctl:
     """One etcdctl and the servers it talks to; keeps a record of all that was said."""
 
-    def __init__(self, program: Path, endpoints: list[str], folder: Path) -> None:
+    def __init__(
+        self, program: Path, endpoints: list[str], folder: Path, flags: tuple[str, ...] = ()
+    ) -> None:
+        """`flags` go with every command."""
         self.program = program
         self.endpoints = endpoints
+        self.flags = flags
         self.folder = folder
         self.record: list[str] = []
 
     def arguments(self, *arguments: str) -> list[str]:
         """The command line."""
-        return [str(self.program), f"--endpoints={','.join(self.endpoints)}", *arguments]
+        endpoints = f"--endpoints={','.join(self.endpoints)}"
+        return [str(self.program), endpoints, *self.flags, *arguments]
 
     def __call__(self, *arguments: str, said: str | None = None, stdin: str = "") -> str:
         """Run one command and record its outcome; what it printed. `said`: its place in the
@@ -374,12 +379,20 @@ def perf(ctl: Ctl) -> None:
 # ---- running it ----------------------------------------------------------------------------------
 
 
-def compare(program: Path, ours: list[str], theirs: list[str], folder: Path) -> int:
+def compare(
+    program: Path,
+    ours: list[str],
+    theirs: list[str],
+    folder: Path,
+    scenarios: Sequence[Callable[[Ctl], None]] = (),
+    flags: tuple[str, ...] = (),
+) -> int:
     """Run every scenario against both; how many differ."""
-    scenarios = [*SCENARIOS, alone] if len(ours) == 1 else SCENARIOS
+    if not scenarios:
+        scenarios = [*SCENARIOS, alone] if len(ours) == 1 else SCENARIOS
     differing = 0
     for scenario in scenarios:
-        pair = [Ctl(program, endpoints, folder) for endpoints in (ours, theirs)]
+        pair = [Ctl(program, endpoints, folder, flags) for endpoints in (ours, theirs)]
         for ctl in pair:
             scenario(ctl)
         left, right = (ctl.record for ctl in pair)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from tests.support.certificates import Pki
 from tests.support.processes import free_ports
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -59,6 +61,22 @@ def etcd_programs() -> Path:
     return folder
 
 
+def node_modules(*requirements: str) -> Path:
+    """A folder whose `node_modules` holds these packages of npm."""
+    folder = HOME / "node"
+    stamp = folder / ".requirements"
+    wanted = "\n".join(requirements)
+    if not (stamp.exists() and stamp.read_text() == wanted):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        subprocess.run(
+            ["npm", "install", "--silent", "--no-audit", "--no-fund", *requirements],
+            check=True, cwd=folder,
+        )  # fmt: skip
+        stamp.write_text(wanted)
+    return folder
+
+
 def sources(requirement: str) -> Path:
     """An unpacked source distribution."""
     name, _, version = requirement.partition("==")
@@ -76,11 +94,24 @@ def sources(requirement: str) -> Path:
 
 
 @contextlib.contextmanager
-def real_etcd(folder: Path, *arguments: str, name: str = "n1") -> Iterator[int]:
-    """One member of real etcd, in `folder`; its client port."""
+def real_etcd(
+    folder: Path, *arguments: str, name: str = "n1", certificates: Pki | None = None
+) -> Iterator[int]:
+    """One member of real etcd, in `folder`; its client port. `certificates`: with mTLS on it."""
     client, peer = free_ports(2)
     peer_url = f"http://127.0.0.1:{peer}"
     client_url = f"http://127.0.0.1:{client}"
+    context = None
+    if certificates is not None:
+        client_url, peer_url = (url.replace("http:", "https:") for url in (client_url, peer_url))
+        files = certificates.member("etcd")
+        arguments += (
+            "--cert-file", files.cert, "--key-file", files.key,
+            "--trusted-ca-file", files.ca, "--client-cert-auth",
+            "--peer-cert-file", files.cert, "--peer-key-file", files.key,
+            "--peer-trusted-ca-file", files.ca, "--peer-client-cert-auth",
+        )  # fmt: skip
+        context = certificates.connecting(certificates.client("health"))
     with (folder / "etcd.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -92,18 +123,20 @@ def real_etcd(folder: Path, *arguments: str, name: str = "n1") -> Iterator[int]:
             stdout=log, stderr=log, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
-        _wait_until_healthy(client_url)
+        _wait_until_healthy(client_url, context)
         yield client
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait_until_healthy(url: str) -> None:
+def _wait_until_healthy(url: str, context: ssl.SSLContext | None) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:  # noqa: S310
+            with urllib.request.urlopen(  # noqa: S310
+                f"{url}/health", timeout=1, context=context
+            ) as answer:
                 if answer.status == 200:
                     return
         except OSError:

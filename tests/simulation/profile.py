@@ -50,6 +50,7 @@ def draw(seed: int) -> Profile:
         "turn_us_max": chance.choice((50, 100, 1_000, 10_000)),
         "pre_vote": chance.random() < 0.85,
         "sync_us_max": chance.choice((200, 1_500, 20_000)),
+        "install_us_max": chance.choice((20_000, 20_000, 1_500_000)),
         "slow_sync": chance.choice((0.0, 0.0, 0.01)),
         "encode_messages": chance.random() < 0.3,
     }

@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from raftkv.consensus.types import Role
 from raftkv.machine import commands
 from raftkv.simulation import MemberSettings, SimCluster, World
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_leader_elected_ahead_of_its_image_knows_the_leases_in_it(seed: int) -> None:
+    """It kept time for those of its old state: it refused renewals, and let nothing expire."""
+    settings = MemberSettings(
+        snapshot_log_bytes=500, snapshot_catchup_entries=0, install_us_max=800_000
+    )
+    world = World(seed)
+    cluster = SimCluster(world, 3, settings=lambda member_id: settings)
+    cluster.start()
+    leader = cluster.wait_for_leader()
+    late = next(one for one in cluster.members.values() if one is not leader)
+    cluster.network.cut(leader.member_id, late.member_id)
+    leader.propose(commands.lease_grant(7, 3), lambda answer: None)
+    leader.propose(commands.put(b"held", b"", lease=7), lambda answer: None)
+    for number in range(50):
+        leader.propose(commands.put(b"k%d" % (number % 7), bytes(200)), lambda answer: None)
+        world.run(0.02)
+    cluster.network.heal()
+    ahead = False
+    for _ in range(4_000):
+        if leader.node.role is Role.LEADER:
+            leader.transfer_leader(late.member_id)
+        world.run(0.0005)
+        if late.node.role is Role.LEADER:
+            ahead = late.installing
+            break
+    assert ahead, "elected before the image was there"
+    renewed: list[Any] = []
+    late.keep_alive(7, renewed.append)
+    world.run(1.5)
+    assert [answer.ttl_seconds for answer in renewed] == [3]
+    world.run(6)
+    assert late.machine.get(b"held") is None, "and it ends when nobody renews it"
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -49,6 +49,8 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "transferLeader": ("POST", "/api/leader/transfer", None),
     "compact": ("POST", "/api/compact", None),
     "shrink": ("POST", "/api/shrink", None),
+    "listQuotas": ("GET", "/api/quotas", None),
+    "setQuota": ("POST", "/api/quotas", {"prefix": "a", "keys": 1}),
     "getSnapshot": ("GET", "/api/snapshot", None),
     "logIn": ("POST", "/api/auth/login", {"user": "stranger", "password": "stranger-pass"}),
     "logOut": ("POST", "/api/auth/logout", None),

@@ -48,4 +48,3 @@ def test_a_disturbance_is_held_against_what_was_usual_before() -> None:
         "- raftkv, undisturbed: 1,000 puts a second, slowest answer 5 ms",
         "- raftkv, snapshot (0.8 s): 60% of that, slowest answer 80 ms",
     ]
-    assert disturbed.marks == [(4.05, "snapshot"), (4.85, "snapshot ends")]

@@ -25,6 +25,8 @@ from benchmarks.load.http2 import (
 )
 from benchmarks.load.spec import Outcome, Spec, Tally, percentile
 from benchmarks.load.unary import ClosedLoop, jobs_of
+from benchmarks.peers import tools
+from benchmarks.peers.servers import Missing
 from benchmarks.peers.tools import (
     BadRun,
     believed,
@@ -271,6 +273,15 @@ def test_what_h2load_says() -> None:
 def test_what_check_perf_says(said: str) -> None:
     outcome = parse_check_perf(said)
     assert (outcome.rate, outcome.latency_ms["max"]) == (150, 250)
+
+
+def test_what_is_not_installed_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tools.DEBIAN, "no-such-loader", "no-such-package")
+    monkeypatch.setattr(tools, "EXTRA", ("no_such_module",))
+    with pytest.raises(Missing) as told:
+        tools.check_installed()
+    assert "no no-such-loader: as root, apt-get install no-such-package\n" in str(told.value) + "\n"
+    assert "no no_such_module: pip install" in str(told.value)
 
 
 def test_loads_side_by_side_add_up() -> None:

@@ -207,6 +207,14 @@ def test_the_cluster(run: Run, door: Door, tmp_path: Path) -> None:
     shrunk = parsed(run("shrink", "--cluster"))["members"]
     assert [one["endpoint"] for one in shrunk] == [door.url] and shrunk[0]["after_bytes"]
     assert "now" in run("shrink", "-o", "table").stdout
+    assert parsed(run("quota", "set", "--prefix", "q/", "--keys", "1"))["changed"] is True
+    run("put", "q/a", "1")
+    assert "quota list" in run("put", "q/b", "1", code=1).stderr
+    shown = parsed(run("quota", "list"))["quotas"]
+    assert [one["prefix"] for one in shown] == ["q/"] and shown[0]["used_keys"] == 1
+    assert "prefix q/" in run("quota", "list", "-o", "table").stdout
+    assert "ended" in run("quota", "remove", "--prefix", "q/", "-o", "table").stdout
+    assert "--of-user" in run("quota", "set", "--keys", "1", code=2).stderr
     path = tmp_path / "image.snap"
     saved = parsed(run("snapshot", "save", str(path)))
     assert saved["size_bytes"] == path.stat().st_size

@@ -9,7 +9,7 @@ import pytest
 from tests.support import doc_examples
 from tests.support.doc_examples import ROOT, Shell, Step, matches, steps_of
 
-PAGES = ("README.md", "docs/http.md", "docs/python.md", "docs/reliability.md")
+PAGES = ("README.md", "docs/http.md", "docs/python.md", "docs/reliability.md", "docs/security.md")
 
 
 @pytest.mark.parametrize("page", PAGES)

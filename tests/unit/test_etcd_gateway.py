@@ -195,11 +195,7 @@ async def test_the_gate_sees_the_authorization_header() -> None:
         enabled = True  # type: ignore[assignment]
 
         def judge(
-            self,
-            guard: Any,
-            authorization: bytes | None,
-            request: Any,
-            certified: str | None = None,
+            self, guard: Any, authorization: bytes | None, request: Any, certified: Any = None
         ) -> Any:
             seen.append((guard, authorization))
             return self.anyone, ()

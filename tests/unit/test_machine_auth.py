@@ -476,7 +476,7 @@ def test_leases_against_brute_force(seed: int) -> None:
         keys = rng.sample(space, rng.randrange(4))
         for key in keys:
             driver.ok_root(c.put(key, b"v", lease=lease))
-    seen = {held.lease for held in driver.machine.visible_leases(grants)}
+    seen = {held.lease for held in driver.machine.lease_slice(0, 100, grants)[0]}
     for lease in range(1, 9):
         keys = driver.machine.lease_keys(lease)
         assert (lease in seen) == (not keys or any(may(Kind.READ, key) for key in keys))

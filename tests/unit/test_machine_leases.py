@@ -99,3 +99,18 @@ def test_a_former_leaders_expiry_is_ignored() -> None:
     assert (result.expired, result.stale) == ([], True)
     assert driver.machine.lease(1) is not None
     assert driver.machine.get(b"a") is not None
+
+
+def test_leases_are_read_in_slices_each_once() -> None:
+    driver = Driver()
+    ids = sorted({number * 7919 % 1000 + 1 for number in range(25)})
+    for lease in ids:
+        driver.do(c.lease_grant(lease, 60))
+    for size in (1, 4, 25, 26, 1000):
+        seen: list[int] = []
+        after: int | None = 0
+        while after is not None:
+            part, after = driver.machine.lease_slice(after, size)
+            assert len(part) <= size
+            seen += [held.lease for held in part]
+        assert seen == ids

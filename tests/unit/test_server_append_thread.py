@@ -93,9 +93,11 @@ class Log:
         self.wal = wal
         self.stats = StoreStats()
         self.told: list[Any] = []
+        self.may_wait = True
         self.news = asyncio.Event()
         self.thread = AppendThread(
             wal, asyncio.get_running_loop(), self.stats, pace,
+            may_wait=lambda: self.may_wait,
             on_written=self._written, on_failed=self._tell, on_full=self._tell,
         )  # fmt: skip
         self.thread.start()
@@ -167,6 +169,15 @@ async def test_after_a_long_sync_the_thread_takes_over(tmp_path: Path) -> None:
     await log.end()
 
 
+async def test_the_loop_waits_only_if_it_may(tmp_path: Path) -> None:
+    log = Log(tmp_path, QuickDisk())
+    log.may_wait = False
+    log.thread.submit(write(2))
+    await log.until(1)
+    assert LOOP not in log.disk.syncs
+    await log.end()
+
+
 async def test_large_writes_and_new_segments_are_for_the_thread(tmp_path: Path) -> None:
     log = Log(tmp_path, QuickDisk())
     for index in range(2, 5):
@@ -176,6 +187,8 @@ async def test_large_writes_and_new_segments_are_for_the_thread(tmp_path: Path) 
     log.thread.submit(write(5, bytes(200 * 1024)))
     await log.until(4)
     assert LOOP not in log.disk.syncs, "there is not so much left of the segment"
+    while log.thread._finished < log.thread._given:
+        await asyncio.sleep(0)  # the thread tells of its work before it counts it as finished
     log.thread.submit(write(6, bytes(200 * 1024)))
     await log.until(5)
     assert log.disk.syncs[-1] == LOOP

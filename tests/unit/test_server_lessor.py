@@ -71,6 +71,19 @@ def test_time_in_which_the_process_stood_still_did_not_pass() -> None:
     assert lessor.take_expired(14_000, 10) == [1]
 
 
+def test_a_state_that_jumps_brings_its_leases_and_keeps_what_is_ending() -> None:
+    lessor = leading((1, 1), (2, 1), (3, 9))
+    assert lessor.take_expired(1_000, 10) == [1, 2]
+    lessor.replaced([(1, 1), (3, 9), (4, 5)], 2_000)
+    assert lessor.renew(1, 2_000) is None and lessor.expiring(1), "its end may be in the log"
+    assert 2 not in lessor and not lessor.expiring(2)
+    assert lessor.renew(4, 3_000) == 5
+    assert lessor.take_expired(10_999, 10) == [4]
+    assert lessor.take_expired(11_000, 10) == [3]
+    lessor.put_back([1], 11_000)
+    assert lessor.take_expired(11_000, 10) == [1]
+
+
 def test_the_number_told_at_once_is_bounded() -> None:
     lessor = leading(*((lease, 10) for lease in range(1, 101)))
     taken = [lessor.take_expired(10_000, 30) for _ in range(5)]

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from raftkv.errors import NoSpace, RaftkvError
+from raftkv.errors import NoSpace, QuotaExceeded, RaftkvError
 from raftkv.limits import KIB, MIB, SPACE_FREE_AT
 from raftkv.machine import commands
 from raftkv.machine.commands import AlarmKind
+from raftkv.machine.quota_commands import quota_set
+from raftkv.machine.quotas import QuotaKind
 from raftkv.machine.results import PutResult
 from raftkv.server.space import BATCH_COST, Space, cost
 from raftkv.simulation import MemberSettings, SimCluster, SimMember, World
@@ -178,3 +180,45 @@ def test_while_writes_are_refused_nothing_is_held_back() -> None:
     assert full == 1
     alarms = [(AlarmKind.NOSPACE, 1)]
     assert space.fitting(many, 9 * KIB, under_way=(KIB, 1), members=1, alarms=alarms) == 9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_quotas_of_prefixes_hold_on_every_member_through_crashes_and_snapshots(seed: int) -> None:
+    world = World(seed)
+    settings = MemberSettings(snapshot_log_bytes=2_000, snapshot_catchup_entries=0)
+    cluster = SimCluster(world, 3, settings=lambda member_id: settings)
+    cluster.start()
+    leader = cluster.wait_for_leader()
+    refused: list[Any] = []
+
+    def note(answer: Any) -> None:
+        if isinstance(answer, QuotaExceeded):
+            refused.append(answer)
+
+    leader.propose(quota_set(QuotaKind.PREFIX, b"k", 20, 1_000), note)
+    leader.propose(quota_set(QuotaKind.USER, b"ann", 10, 0), note)
+    for number in range(300):
+        member = world.random.choice([one for one in cluster.members.values() if one.up])
+        key = b"k%d" % world.random.randrange(40)
+        command = commands.put(key, bytes(world.random.randrange(60)))
+        if world.chance(0.3):
+            command = commands.delete(key)
+        elif world.chance(0.5):
+            command = commands.guarded(command, 1, "ann")
+        member.propose(command, note)
+        world.run(0.05)
+        if number % 60 == 30:
+            victim = world.random.choice(list(cluster.members.values()))
+            victim.crash(power=world.chance(0.5))
+            world.run(1)
+            victim.start()
+    world.run(10)
+    assert refused
+    assert len({one.machine.state_hash for one in cluster.members.values()}) == 1
+    for member in cluster.members.values():
+        prefix, ann = sorted(member.machine.quotas)
+        found = member.machine.range(b"k", b"l").records
+        assert prefix.keys == len(found) <= 20
+        assert prefix.bytes == sum(len(one.key) + len(one.value) for one in found) <= 1_000
+        assert 0 < ann.keys <= 10
+    assert len({tuple(sorted(one.machine.quotas)) for one in cluster.members.values()}) == 1

@@ -25,6 +25,7 @@ from tests.support.certificates import Pki
 from tests.unit.auth_support import Ruled, quick_passwords
 from tests.unit.etcd_support import EtcdCalls
 
+PREFACE = HTTP2_PREFACE + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 USERS = ("root", "alice", "stranger")
 
 
@@ -119,7 +120,7 @@ async def test_both_protocols_on_the_one_port(pki: Pki) -> None:
             reader, writer = await world.raw(*alpn)
             assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == agreed
             if agreed == "h2":
-                # The server's settings come unasked: nobody waits for a preface to be sniffed.
+                writer.write(PREFACE)
                 assert (await reader.readexactly(9))[3] == 4
             else:
                 writer.write(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -128,13 +129,14 @@ async def test_both_protocols_on_the_one_port(pki: Pki) -> None:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
         reader, writer = await world.raw()
-        writer.write(HTTP2_PREFACE + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        writer.write(PREFACE)
         assert (await reader.readexactly(9))[3] == 4, "without ALPN the preface tells"
         writer.close()
 
 
 async def test_clear_text_on_a_port_of_tls_gets_nothing(pki: Pki) -> None:
     async with served(pki) as world:
+        assert world.listener.handshakes is not None
         reader, writer = await asyncio.open_connection("127.0.0.1", world.listener.port)
         writer.write(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
         with contextlib.suppress(ConnectionError):
@@ -142,11 +144,19 @@ async def test_clear_text_on_a_port_of_tls_gets_nothing(pki: Pki) -> None:
             assert answer == b"" or answer[0] == 0x15, "a TLS alert, and nothing of ours"
         writer.close()
         assert not world.listener.connections
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pki.connecting())) as session,
+            session.get(world.url + "/metrics") as got,
+        ):
+            text = await got.text()
+        assert 'raftkv_tls_handshakes_total{outcome="failed"} 1.0' in text
+        assert 'raftkv_tls_handshakes_total{outcome="done"} 1.0' in text
 
 
 async def test_the_bound_on_connections_holds_whatever_was_agreed(pki: Pki) -> None:
     async with served(pki, connections_max=1) as world:
         reader, writer = await world.raw("h2")
+        writer.write(PREFACE)
         assert (await reader.readexactly(9))[3] == 4
         for alpn in ("h2", "http/1.1"):
             second, other = await world.raw(alpn)
@@ -166,7 +176,7 @@ async def test_the_common_name_is_the_user(pki: Pki) -> None:
         assert (await world.call(alice, *put, body="1"))[0] == 200
         assert (await world.call(alice, "GET", "/api/kv/secret"))[0] == 403
         assert (await world.call(stranger, *put, body="1"))[0] == 403
-        assert (await world.call(mallory, *put, body="1"))[0] == 401
+        assert (await world.call(mallory, *put, body="1"))[0] == 403
         forged = {"Authorization": "Bearer nonsense"}
         assert (await world.call(alice, *put, forged, "1"))[0] == 401, "a token goes first"
 
@@ -189,7 +199,7 @@ async def test_the_common_name_is_the_user(pki: Pki) -> None:
         world.store.apply_now(ac.user_password("alice", None))
         assert (await world.call(alice, "GET", "/api/kv/app/x"))[0] == 200, "no password is needed"
         world.store.apply_now(ac.user_delete("alice"))
-        assert (await world.call(alice, "GET", "/api/kv/app/x"))[0] == 401
+        assert (await world.call(alice, "GET", "/api/kv/app/x"))[0] == 403
 
 
 async def test_a_certificate_is_nobody_unless_it_was_said_that_it_is(pki: Pki) -> None:

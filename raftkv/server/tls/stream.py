@@ -98,7 +98,7 @@ class HandshakeDesk:
         if stream.accepted and cause not in self._causes and len(self._causes) < TLS_CAUSES_MAX:
             self._causes.add(cause)
             log.warning(
-                "TLS handshake of %s from %s failed: %s (said once; metrics count on)",
+                "TLS handshake of %s from %s failed: %s (said once)",
                 self._name, stream.address, cause,
             )  # fmt: skip
 
