@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage proof soak scale bench clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop soak scale bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,17 @@ proof: $(STAMP)  ## what it promises: seeds, crash images, kill -9 cycles; twent
 	$(BIN)/python -m tests.cluster.kills --cycles $(KILLS)
 	$(BIN)/python -m tests.linearizability.crosscheck --seeds 200
 
+OPERATIONS ?= 2000
+interop: $(STAMP)  ## real etcd, its tools and its clients' suites; eight minutes
+	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS)
+	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS) --json
+	$(BIN)/python -m tests.interop.cli
+	$(BIN)/python -m tests.interop.etcdctl --size 1
+	$(BIN)/python -m tests.interop.etcdctl --size 3
+	$(BIN)/python -m tests.interop.suites --size 1
+	$(BIN)/python -m tests.interop.suites --size 3
+	$(BIN)/python -m tests.interop.failover
+
 HOURS ?= 1
 soak: $(STAMP)  ## new seeds for HOURS=1; a failure says how to repeat it
 	$(BIN)/python -m tests.simulation.run --hours $(HOURS) --first $$(date +%s)
@@ -80,7 +91,7 @@ $(BENCH): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $(BENCH)
 
-bench: $(BENCH)  ## beside etcd, with every ratio; an hour, or QUICK=1: five minutes
+bench: $(BENCH)  ## beside etcd, every ratio; over an hour, with QUICK=1 five minutes
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_OPTIONS)
 
 clean:  ## remove what the other targets made, except data

@@ -15,6 +15,8 @@ from raftkv.api.listener import Listener, start_listeners
 from raftkv.errors import ConfigError, RaftkvError
 from raftkv.server import logs
 from raftkv.server.config import ServerConfig
+from raftkv.server.disaster import open_alone
+from raftkv.server.discovery import discovered
 from raftkv.server.member import Member
 from raftkv.server.opening import open_member
 from raftkv.server.sd_notify import Notifier
@@ -47,7 +49,9 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
     fresh = not config.data_directory.exists()
     if fresh:
         check_exposure(config, access_control=False)
-    opened = await open_member(config)
+    opened = await (open_alone if config.force_new_cluster else open_member)(
+        await discovered(config)
+    )
     try:
         if not fresh:
             check_exposure(config, access_control=opened.machine.auth.enabled)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkv.cli import etcd_calls
 from raftkv.cli.lazy import Lazy, LazyGroup
 from raftkv.cli.output import printable
 from raftkv.cli.secrets import new_password
@@ -62,8 +63,25 @@ def role() -> None:
 
 def change(session: Session, work: Callable[[AsyncClient], Any], text: str) -> None:
     """Do something that answers an auth revision, and say so."""
+
+    async def and_then(client: AsyncClient) -> tuple[Any, dict[str, Any]]:
+        revision = await work(client)
+        return revision, await etcd_calls.after(client) if session.output.etcd else {}
+
+    revision, answer = session.run(and_then)
+    if session.output.etcd:
+        etcd_calls.show(session, "header", answer)
+    else:
+        session.output.one({"auth_revision": revision}, lambda: text)
+
+
+def switch(session: Session, work: Callable[[AsyncClient], Any], text: str, etcd: str) -> None:
+    """Switch access control; `etcd` is all that etcdctl says then, in whatever form."""
     revision = session.run(work)
-    session.output.one({"auth_revision": revision}, lambda: text)
+    if session.output.etcd:
+        session.output.line(etcd)
+    else:
+        session.output.one({"auth_revision": revision}, lambda: text)
 
 
 @click.command()
@@ -73,7 +91,8 @@ def enable(session: Session) -> None:
 
     Needs a user root that has the role root. From then on every command needs --user or --token.
     """
-    change(session, lambda client: client.auth.enable(), "access control is on")
+    text = "access control is on"
+    switch(session, lambda client: client.auth.enable(), text, "Authentication Enabled")
 
 
 @click.command()
@@ -83,13 +102,17 @@ def disable(session: Session) -> None:
 
     Users and roles stay; everybody may do everything, and all tokens end.
     """
-    change(session, lambda client: client.auth.disable(), "access control is off")
+    text = "access control is off"
+    switch(session, lambda client: client.auth.disable(), text, "Authentication Disabled")
 
 
 @click.command()
 @common_options
 def status(session: Session) -> None:
     """Show whether access control is on, and as whom you are known."""
+    if session.output.etcd:
+        etcd_calls.run(session, "auth status", "auth/status", {})
+        return
     found = session.run(lambda client: client.auth.status())
 
     def text() -> str:
@@ -155,6 +178,9 @@ def user_delete(session: Session, name: str) -> None:
 @common_options
 def user_get(session: Session, name: str) -> None:
     """Show a user and its roles."""
+    if session.output.etcd:
+        etcd_calls.run(session, "user", "auth/user/get", {"name": name})
+        return
     found: User = session.run(lambda client: client.auth.user(name))
     session.output.one(
         found,
@@ -169,6 +195,9 @@ def user_get(session: Session, name: str) -> None:
 @common_options
 def user_list(session: Session) -> None:
     """List the users."""
+    if session.output.etcd:
+        etcd_calls.run(session, "users", "auth/user/list", {})
+        return
     found = session.run(lambda client: client.auth.users())
     session.output.rows(
         found, ("USER",), lambda name: (name,), name="users", empty="there are no users"
@@ -228,6 +257,9 @@ def role_delete(session: Session, name: str) -> None:
 @common_options
 def role_get(session: Session, name: str) -> None:
     """Show what a role may do."""
+    if session.output.etcd:
+        etcd_calls.run(session, "role", "auth/role/get", {"role": name})
+        return
     found = session.run(lambda client: client.auth.role(name))
     if session.output.format == "json":
         session.output.json({"role": found.role, "permissions": _permissions(found.permissions)})
@@ -245,6 +277,9 @@ def role_get(session: Session, name: str) -> None:
 @common_options
 def role_list(session: Session) -> None:
     """List the roles."""
+    if session.output.etcd:
+        etcd_calls.run(session, "roles", "auth/role/list", {})
+        return
     found = session.run(lambda client: client.auth.roles())
     session.output.rows(
         found, ("ROLE",), lambda name: (name,), name="roles", empty="there are no roles"

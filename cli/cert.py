@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from raftkv.cli.lazy import Lazy, LazyGroup
-from raftkv.cli.output import FORMATS, Output, choose_format
+from raftkv.cli.output import FORMATS, choose_output
 from raftkv.cli.session import guarded
 
 COMMANDS = {
@@ -154,7 +154,7 @@ def show(path: Path, output: str | None) -> None:
         return "\n".join(lines)
 
     outer = click.get_current_context().find_root().obj or {}
-    Output(choose_format(output or outer.get("output"))).one(shown, text)
+    choose_output(output or outer.get("output")).one(shown, text)
 
 
 def _issue(folder: Path, name: str, force: bool, issue: Callable[[Any], Any]) -> None:

@@ -7,7 +7,7 @@ import platform
 import click
 
 from raftkv import __version__
-from raftkv.cli.output import Output, choose_format
+from raftkv.cli.output import FORMATS, choose_output
 
 
 @click.command()
@@ -32,11 +32,11 @@ def completion(shell: str) -> None:
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Choice(["table", "json", "ndjson"]))
+@click.option("-o", "--output", "-w", "--write-out", "output", type=click.Choice(FORMATS))
 def version(output: str | None) -> None:
     """Print versions."""
     outer = (click.get_current_context().find_root().obj or {}).get("output")
     found = {"version": __version__, "python": platform.python_version()}
-    Output(choose_format(output or outer)).one(
+    choose_output(output or outer).one(
         found, lambda: f"raftkv {found['version']} (Python {found['python']})"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkv.cli import etcd_calls
 from raftkv.cli.exits import FAILED, NOT_FOUND, PRECONDITION, USAGE
 from raftkv.cli.output import Failure, Output, plain, printable, record_json, value_text
 from raftkv.cli.session import Session, common_options
@@ -62,6 +63,10 @@ def put(
             if_present=if_present,
             idempotency_key=idempotency_key,
         )
+        if session.output.etcd:
+            head = await etcd_calls.header(client, result.revision)
+            etcd_calls.show(session, "put", etcd_calls.put_answer(head, result))
+            return
         answer: dict[str, Any] = {"key": key, **plain(result)}
         if not prev:
             del answer["previous"]
@@ -110,6 +115,15 @@ def get(
     """
     if (key is None) == (prefix is None) or (end is not None and key is None):
         raise click.UsageError("give a KEY, or KEY and --end, or --prefix")
+    if session.output.etcd and not raw:
+        body = {"revision": revision or 0, "limit": limit or 0, "serializable": serializable,
+                "keys_only": keys_only, "count_only": count_only,
+                "sort_order": "DESCEND" if reverse else "NONE"}  # fmt: skip
+        place = etcd_calls.place(key, prefix, end)
+        found = etcd_calls.run(session, "get", "kv/range", place | body)
+        if prefix is None and end is None and not found.get("count"):
+            raise Failure(f"there is no key {printable(key or '')!r}", NOT_FOUND)
+        return
     if prefix is None and end is None:
         _reject_range_options(limit, keys_only, count_only, reverse)
         session.run(
@@ -118,13 +132,13 @@ def get(
         return
     if raw:
         raise click.UsageError("--raw prints one value; it does not go with a range")
-    place = {"prefix": prefix or None, "start": key, "end": end}
+    chosen = {"prefix": prefix or None, "start": key, "end": end}
     if count_only:
-        session.run(lambda client: _count(client, session.output, place, revision))
+        session.run(lambda client: _count(client, session.output, chosen, revision))
     else:
         session.run(
             lambda client: _get_range(
-                client, session.output, place, limit, revision, keys_only, reverse
+                client, session.output, chosen, limit, revision, keys_only, reverse
             )
         )
 
@@ -282,8 +296,13 @@ def delete(
             result = await client.delete_range(
                 prefix=prefix, start=key, end=end, everything=everything, previous=prev
             )
+        if session.output.etcd:
+            head = await etcd_calls.header(client, result.revision)
+            etcd_calls.show(session, "delete", etcd_calls.delete_answer(head, result))
         if not result.deleted and key is not None and end is None:
             raise Failure(f"there is no key {printable(key)!r}", NOT_FOUND)
+        if session.output.etcd:
+            return
         answer = plain(result)
         if not prev:
             del answer["previous"]
@@ -315,8 +334,17 @@ def txn(session: Session, file: Any) -> None:
         raise Failure(f"the transaction is not JSON: {error}", USAGE) from error
     if not isinstance(body, dict):
         raise Failure('the transaction must be an object such as {"then": [...]}', USAGE)
-    result = session.run(lambda client: client.transact(body))
-    session.output.one(txn_json(result), lambda: _txn_text(result))
+
+    async def work(client: AsyncClient) -> TxnResult:
+        result = await client.transact(body)
+        if session.output.etcd:
+            head = await etcd_calls.header(client, result.revision)
+            etcd_calls.show(session, "txn", etcd_calls.txn_answer(head, result))
+        return result
+
+    result = session.run(work)
+    if not session.output.etcd:
+        session.output.one(txn_json(result), lambda: _txn_text(result))
     if not result.succeeded:
         click.get_current_context().exit(PRECONDITION)
 
@@ -388,6 +416,9 @@ def compact(session: Session, revision: int | None, keep: int | None) -> None:
     if (revision is None) == (keep is None):
         raise click.UsageError("give either REVISION or --keep")
     done = session.run(lambda client: client.cluster.compact(revision, keep=keep))
+    if session.output.etcd:
+        session.output.line(f"compacted revision {done.compact_revision}")
+        return
     session.output.one(done, lambda: f"history before revision {done.compact_revision} is gone")
 
 

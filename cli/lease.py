@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from raftkv.cli import etcd_calls
+from raftkv.cli.etcd_form import Answer
+from raftkv.cli.exits import NOT_FOUND
 from raftkv.cli.lazy import Lazy, LazyGroup
-from raftkv.cli.output import Output, note, printable
+from raftkv.cli.output import Failure, note, printable
 from raftkv.cli.session import Session, common_options
 
 if TYPE_CHECKING:
@@ -33,6 +36,10 @@ def lease() -> None:
 @common_options
 def grant(session: Session, ttl: int, lease_id: str | None) -> None:
     """Grant a lease of TTL seconds."""
+    if session.output.etcd:
+        body = {"TTL": ttl, "ID": etcd_calls.number(lease_id or "0")}
+        etcd_calls.run(session, "lease", "lease/grant", body, _granted)
+        return
     result = session.run(lambda client: client.leases.grant(ttl, lease=lease_id))
     session.output.one(result, lambda: f"lease {result.lease} granted for {result.ttl} s")
 
@@ -42,6 +49,9 @@ def grant(session: Session, ttl: int, lease_id: str | None) -> None:
 @common_options
 def revoke(session: Session, lease_id: str) -> None:
     """End a lease; its keys go with it."""
+    if session.output.etcd:
+        etcd_calls.run(session, "header", "lease/revoke", {"ID": etcd_calls.number(lease_id)})
+        return
     done = session.run(lambda client: client.leases.revoke(lease_id))
     session.output.one(done, lambda: f"lease {done.lease} ended, {done.deleted} keys deleted")
 
@@ -51,6 +61,11 @@ def revoke(session: Session, lease_id: str) -> None:
 @common_options
 def show(session: Session, lease_id: str) -> None:
     """Show a lease, its time left and its keys."""
+    if session.output.etcd:
+        body = {"ID": etcd_calls.number(lease_id), "keys": True}
+        if etcd_calls.run(session, "lease time", "lease/timetolive", body, _time_left)["TTL"] < 0:
+            raise Failure(f"there is no lease {lease_id}", NOT_FOUND)
+        return
     found = session.run(lambda client: client.leases.show(lease_id))
 
     def text() -> str:
@@ -64,6 +79,9 @@ def show(session: Session, lease_id: str) -> None:
 @common_options
 def list_(session: Session) -> None:
     """List all leases."""
+    if session.output.etcd:
+        etcd_calls.run(session, "leases", "lease/leases", {}, _listed)
+        return
     found = session.run(lambda client: client.leases.list())
     session.output.rows(
         found,
@@ -83,10 +101,10 @@ def keep_alive(session: Session, lease_id: str, once: bool) -> None:
 
     At a third of its TTL. Exits with 3 when the lease is gone.
     """
-    session.run(lambda client: _keep(client, session.output, lease_id, once))
+    session.run(lambda client: _keep(client, session, lease_id, once))
 
 
-async def _keep(client: AsyncClient, output: Output, lease_id: str, once: bool) -> None:
+async def _keep(client: AsyncClient, session: Session, lease_id: str, once: bool) -> None:
     import asyncio
 
     from raftkv.cli.exits import UNAVAILABLE, exit_code
@@ -104,7 +122,34 @@ async def _keep(client: AsyncClient, output: Output, lease_id: str, once: bool) 
             continue
         ttl = renewed.ttl
         text = f"lease {renewed.lease} renewed for {renewed.ttl} s"
-        output.one(renewed, lambda text=text: text)  # type: ignore[misc]
+        if session.output.etcd:
+            head = (await etcd_calls.ask(client, "maintenance/status", {}))["header"]
+            told = {**head, "ID": int(renewed.lease, 16), "TTL": renewed.ttl}
+            etcd_calls.show(session, "lease", told)
+        else:
+            session.output.one(renewed, lambda text=text: text)  # type: ignore[misc]
         if once:
             return
         await asyncio.sleep(ttl / 3)
+
+
+# ---- as etcdctl has them -------------------------------------------------------------------------
+
+
+def _granted(answer: Answer) -> Answer:
+    return {**answer["header"], "ID": answer["ID"], "TTL": answer["TTL"], "Error": ""}
+
+
+def _time_left(answer: Answer) -> Answer:
+    return {
+        **answer["header"],
+        "id": answer["ID"],
+        "ttl": answer.get("TTL", 0),
+        "granted-ttl": answer.get("grantedTTL", 0),
+        "keys": answer.get("keys"),
+    }
+
+
+def _listed(answer: Answer) -> Answer:
+    leases = [{"id": each["ID"]} for each in answer.get("leases", ())]
+    return {**answer["header"], "leases": leases}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkv.cli.lazy import Lazy, LazyGroup
+from raftkv.cli.output import FORMATS
 
 COMMANDS = {
     "serve": Lazy("raftkv.cli.serve:serve", "Run one member of a cluster.", "Run a store"),
@@ -28,6 +29,10 @@ COMMANDS = {
     "status": Lazy("raftkv.cli.status:status", "Show how each member is.", "Cluster"),
     "top": Lazy("raftkv.cli.top:top", "Watch all members, live.", "Cluster"),
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
+    "endpoint": Lazy(
+        "raftkv.cli.endpoint:endpoint", "Endpoints, one by one, as etcdctl shows them.", "Cluster"
+    ),
+    "alarm": Lazy("raftkv.cli.endpoint:alarm", "Alarms, as etcdctl shows them.", "Cluster"),
     "member": Lazy("raftkv.cli.member:member", "List, add, remove and promote members.", "Cluster"),
     "leader": Lazy("raftkv.cli.member:leader", "Move leadership.", "Cluster"),
     "quota": Lazy("raftkv.cli.quota:quota", "Bounds of prefixes and users.", "Cluster"),
@@ -38,6 +43,9 @@ COMMANDS = {
     ),
     "snapshot": Lazy(
         "raftkv.cli.snapshot:snapshot", "Save, check and restore the whole store.", "Cluster"
+    ),
+    "backup": Lazy(
+        "raftkv.cli.backup:backup", "Folders of backups, and a restore to any moment.", "Cluster"
     ),
     "completion": Lazy(
         "raftkv.cli.completion:completion", "Print the completion script of a shell.", "Other"
@@ -74,7 +82,9 @@ raftkv: a replicated key-value store with watches, transactions, leases and serv
 @click.option("--cacert", metavar="FILE", help="The CA to trust over https.")
 @click.option("--cert", metavar="FILE", help="The client's certificate.")
 @click.option("--key", metavar="FILE", help="The key of --cert.")
-@click.option("-o", "--output", type=click.Choice(["table", "json", "ndjson"]), help="Format.")
+@click.option(
+    "-o", "--output", "-w", "--write-out", "output", type=click.Choice(FORMATS), help="Format."
+)
 @click.pass_context
 def cli(
     context: click.Context,

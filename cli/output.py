@@ -1,7 +1,7 @@
 """What goes to standard output: tables for people, JSON for programs.
 
-Without ``-o`` a terminal gets tables and a pipe gets JSON. Colours appear only on a terminal
-whose user has not set NO_COLOR.
+Without ``-o`` a terminal gets tables and a pipe gets the API's JSON. Colours appear only on a
+terminal whose user has not set NO_COLOR.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from raftkv.client.results import Record
 
 Format = Literal["table", "json", "ndjson"]
-FORMATS = ("table", "json", "ndjson")
+FORMATS = ("table", "json", "fields", "api", "ndjson")
+"""What ``-o`` takes: etcdctl's JSON and fields where etcd has the command, and our API's JSON."""
 
 
 class Failure(click.ClickException):
@@ -56,11 +57,13 @@ def colours(stream: Any) -> bool:
     )
 
 
-def choose_format(given: str | None) -> Format:
-    """The format asked for, else the one that suits standard output."""
-    if given is not None:
-        return given  # type: ignore[return-value]
-    return "table" if sys.stdout.isatty() else "json"
+def choose_output(given: str | None) -> Output:
+    """As asked for with ``-o``, else as suits standard output."""
+    if given in ("json", "fields"):
+        return Output("json", etcd=given)
+    if given in ("table", "ndjson"):
+        return Output(given)  # type: ignore[arg-type]
+    return Output("table" if given is None and sys.stdout.isatty() else "json")
 
 
 def printable(text: str) -> str:
@@ -132,10 +135,12 @@ def plain(value: Any) -> Any:
 class Output:
     """Standard output in one format."""
 
-    __slots__ = ("format",)
+    __slots__ = ("etcd", "format")
 
-    def __init__(self, format_: Format) -> None:
+    def __init__(self, format_: Format, *, etcd: str | None = None) -> None:
         self.format = format_
+        self.etcd = etcd
+        """The form of etcdctl to use where etcd has the command: ``json``, ``fields`` or none."""
 
     def line(self, text: str) -> None:
         """A line of text."""

@@ -91,10 +91,20 @@ def default_text(setting: Setting) -> str:
 
 @click.command(cls=ServeCommand)
 @setting_options
+@click.option(
+    "--user", "as_user", envvar="RAFTKV_USER", metavar="NAME[:PASSWORD]", help="Log in to --join."
+)
+@click.option("--token", envvar="RAFTKV_TOKEN", metavar="TOKEN", help="To --join instead.")
 @etcd_options
 @click.option("--config-file", metavar="PATH", help="A TOML file of settings.")
 @click.option("--show-config", is_flag=True, help="Print the settings in effect as TOML, and stop.")
-def serve(config_file: str | None, show_config: bool, **flags: str | None) -> None:
+def serve(
+    config_file: str | None,
+    show_config: bool,
+    as_user: str | None,
+    token: str | None,
+    **flags: str | None,
+) -> None:
     """Run one member of a cluster.
 
     Without options it runs a store of one member on http://127.0.0.1:2379, with its data under
@@ -116,6 +126,13 @@ def serve(config_file: str | None, show_config: bool, **flags: str | None) -> No
     from raftkv.server import logs
 
     logs.configure(config.log_level, config.log_format)
+    if config.join:
+        from raftkv.cli.joining import joined
+
+        outer = click.get_current_context().find_root().obj or {}
+        config = joined(
+            config, as_user or outer.get("user") or "", token or outer.get("token") or ""
+        )
     guarded(lambda: run(config, lambda member: click.echo(welcome(config))))
 
 

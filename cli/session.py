@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from raftkv.cli.exits import INTERRUPTED, advice, exit_code
-from raftkv.cli.output import FORMATS, Failure, Output, choose_format
+from raftkv.cli.output import FORMATS, Failure, Output, choose_output
 from raftkv.cli.secrets import own_password
 from raftkv.errors import RaftkvError
 
@@ -130,9 +130,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "-o",
         "--output",
+        "-w",
+        "--write-out",
+        "output",
         envvar="RAFTKV_OUTPUT",
         type=click.Choice(FORMATS),
-        help="How to print.  [default: table on a terminal, json on a pipe]",
+        help="How to print.  [default: table on a terminal, api on a pipe]",
     )
     @functools.wraps(command)
     def with_session(
@@ -149,7 +152,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         session = Session(
             endpoints or outer.get("endpoints") or ENDPOINT_DEFAULT,
             timeout or outer.get("timeout") or TIMEOUT_DEFAULT,
-            Output(choose_format(output or outer.get("output"))),
+            choose_output(output or outer.get("output")),
             as_user or outer.get("user") or "",
             token or outer.get("token") or "",
             {name: path for name, path in files.items() if path},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,32 @@ COMMANDS = {
     "status": Lazy("raftkv.cli.snapshot:status", "Check a snapshot file and tell what is in it."),
     "restore": Lazy("raftkv.cli.snapshot:restore", "Make a new data directory out of a snapshot."),
 }
+
+
+def new_member_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that describe one member of a restored cluster; see `new_member`."""
+    for option in (
+        click.option("--initial-advertise-peer-urls", default="", metavar="URL,..."),
+        click.option("--initial-cluster-token", default="raftkv-cluster", show_default=True),
+        click.option("--initial-cluster", default="", metavar="NAME=URL,..."),
+        click.option("--name", default="default", show_default=True, metavar="NAME"),
+        click.option("--data-dir", required=True, metavar="PATH"),
+    ):
+        command = option(command)
+    return command
+
+
+def new_member(settings: dict[str, str]) -> Any:
+    """The configuration that `new_member_options` describe. Raises ConfigError."""
+    from raftkv.server.config import load_config
+
+    return load_config({name: value or None for name, value in settings.items()})
+
+
+def restored_text(settings: dict[str, str]) -> str:
+    """What to do with a restored directory."""
+    name, data_dir = settings["name"], settings["data_dir"]
+    return f"{data_dir} is ready: raftkv serve --name {name} --data-dir {data_dir}"
 
 
 @click.group(cls=LazyGroup, lazy=COMMANDS)
@@ -57,21 +84,9 @@ def status(session: Session, path: Path) -> None:
 
 @click.command()
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--data-dir", required=True, type=click.Path(path_type=Path), metavar="PATH")
-@click.option("--name", default="default", show_default=True, metavar="NAME")
-@click.option("--initial-cluster", default="", metavar="NAME=URL,...")
-@click.option("--initial-cluster-token", default="raftkv-cluster", show_default=True)
-@click.option("--initial-advertise-peer-urls", default="", metavar="URL,...")
+@new_member_options
 @common_options
-def restore(
-    session: Session,
-    path: Path,
-    data_dir: Path,
-    name: str,
-    initial_cluster: str,
-    initial_cluster_token: str,
-    initial_advertise_peer_urls: str,
-) -> None:
+def restore(session: Session, path: Path, **settings: str) -> None:
     """Make a new data directory out of a snapshot.
 
     Run it once for each member of the new cluster, each with its own --name and --data-dir and the
@@ -80,24 +95,12 @@ def restore(
     """
 
     def work() -> None:
-        from raftkv.server.config import load_config
-
-        settings = {
-            "name": name,
-            "data_dir": str(data_dir),
-            "initial_cluster": initial_cluster or None,
-            "initial_cluster_token": initial_cluster_token,
-            "initial_advertise_peer_urls": initial_advertise_peer_urls or None,
-        }
-        config = load_config(settings)
         with progress_bar(f"restoring {path.name}") as progress:
-            _offline().snapshot_restore(path, config, progress=progress)
+            _offline().snapshot_restore(path, new_member(settings), progress=progress)
 
     guarded(work)
-    session.output.one(
-        {"data_dir": str(data_dir), "name": name},
-        lambda: f"{data_dir} is ready: raftkv serve --name {name} --data-dir {data_dir}",
-    )
+    name, data_dir = settings["name"], settings["data_dir"]
+    session.output.one({"data_dir": data_dir, "name": name}, lambda: restored_text(settings))
 
 
 def _offline() -> Any:

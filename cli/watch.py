@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from raftkv.cli import etcd_calls
 from raftkv.cli.output import Output, key_json, note, printable, record_json, value_text
 from raftkv.cli.session import Session, common_options
 
@@ -51,6 +52,18 @@ def watch(
     if (key is None) == (prefix is None) or (end is not None and key is None):
         raise click.UsageError("give a KEY, or KEY and --end, or --prefix")
 
+    def interrupted(error: Exception) -> None:
+        note(f"interrupted ({error}); going on elsewhere")
+
+    if session.output.etcd:
+        body: dict[str, object] = {**etcd_calls.place(key, prefix, end), "prev_kv": prev}
+        if from_revision is not None:
+            body["start_revision"] = from_revision
+        if only is not None:
+            body["filters"] = ["NODELETE" if only == "put" else "NOPUT"]
+        session.run(lambda client: etcd_calls.watch(session, client, body, count, interrupted))
+        return
+
     async def work(client: AsyncClient) -> None:
         left = count
         async with client.watch(
@@ -62,7 +75,7 @@ def watch(
             previous=prev,
             keys_only=keys_only,
             only=only,
-            on_interruption=lambda error: note(f"interrupted ({error}); going on elsewhere"),
+            on_interruption=interrupted,
         ) as events:
             async for event in events:
                 show(session.output, event, prev=prev, keys_only=keys_only)

@@ -103,6 +103,17 @@ SNAPSHOT_MIN_LOG_BYTES: Final = 64 * MIB
 # Space, as shares of --quota-backend-bytes. Near the end of it a member takes on at most one part
 # in SPACE_SLOW_SHARE of its share of what is left at a time.
 QUOTA_BYTES_DEFAULT: Final = 8 * GIB
+
+# Backups. A file of the archive is cut once it has this much log, or its time is over.
+BACKUP_INTERVAL_MS_DEFAULT: Final = 6 * 60 * 60 * 1000
+BACKUP_RETRY_SECONDS: Final = 60
+BACKUPS_KEPT_DEFAULT: Final = 8
+BACKUPS_KEPT_MAX: Final = 10_000
+ARCHIVE_CUT_BYTES: Final = 16 * MIB
+ARCHIVE_CUT_ENTRIES: Final = 100_000
+ARCHIVE_FILE_BYTES_MAX: Final = 64 * MIB
+ARCHIVE_INTERVAL_MS_DEFAULT: Final = 10_000
+ARCHIVE_BYTES_DEFAULT: Final = 64 * GIB
 SPACE_LOW_AT: Final = 0.8
 SPACE_LOW_UNTIL: Final = 0.75
 SPACE_FREE_AT: Final = 0.95
@@ -118,6 +129,7 @@ AUTO_COMPACTION_SAMPLE_SECONDS_MAX: Final = 3600
 AUTO_COMPACTION_RETENTION_SECONDS_MAX: Final = 10 * 365 * 24 * 3600
 
 # Peers.
+FEATURE_LEVEL: Final = 1  # see raftkv.server.levels
 PEER_FRAME_BYTES_MAX: Final = 32 * MIB
 PEER_SHELL_FRAME_BYTES_MAX: Final = 4 * MIB
 PEER_QUEUE_BYTES_MAX: Final = 128 * MIB
@@ -126,6 +138,7 @@ PEER_HELLO_BYTES_MAX: Final = 1 * KIB
 PEER_INTRODUCTION_BYTES_MAX: Final = 256 * KIB
 PEER_CONNECTIONS_MAX: Final = 256
 PEER_ADDRESSES_MAX: Final = 16
+DISCOVERY_SECONDS: Final = 10.0
 PEER_DIAL_SECONDS: Final = 2.0
 PEER_HANDSHAKE_SECONDS: Final = 3.0
 PEER_PING_SECONDS: Final = 1.0
@@ -219,6 +232,10 @@ check(BATCH_BYTES_MAX * 2 <= WAL_RECORD_BYTES_MAX, "a batch must fit into a log 
 check(BATCH_BYTES_MAX <= APPEND_BYTES_MAX, "a batch must fit into an append")
 check(APPEND_BYTES_MAX * 2 <= PEER_FRAME_BYTES_MAX, "an append must fit into a peer frame")
 check(WAL_RECORD_BYTES_MAX * 2 <= WAL_SEGMENT_BYTES, "a segment must hold several records")
+check(
+    ARCHIVE_CUT_BYTES + WAL_RECORD_BYTES_MAX < ARCHIVE_FILE_BYTES_MAX,
+    "what is cut must fit into a file of the archive",
+)
 check(APPEND_BYTES_MAX <= INFLIGHT_BYTES_MAX, "an append must fit into the in-flight window")
 check(BATCH_BYTES_MAX <= UNCOMMITTED_BYTES_MAX, "a batch must fit under the uncommitted cap")
 check(SPACE_LOW_UNTIL < SPACE_LOW_AT < SPACE_FREE_AT < 1, "a warning comes before an alarm")

@@ -58,6 +58,8 @@ class GrpcServer:
         self.draining = False
         self.observer: Observer | None = None
         """Who follows the calls of what is registered from now on, if anybody does."""
+        self.bytes_received = 0
+        self.bytes_sent = 0
         self._http = http
         self._on_error = on_error
         self._routes: dict[bytes, tuple[type[Call], Callable[..., None], MethodCounts]] = {}

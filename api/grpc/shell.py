@@ -91,6 +91,7 @@ class GrpcProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         connection = self._connection
+        self._server.bytes_received += len(data)
         try:
             connection.receive(data, self._loop.time())
         except Exception:
@@ -123,6 +124,7 @@ class GrpcProtocol(asyncio.Protocol):
         connection = self._connection
         out = connection.take_output()
         if out:
+            self._server.bytes_sent += len(out)
             self._transport.write(out)
         connection.flushed()
         if connection.closed and not self._hanging_up:

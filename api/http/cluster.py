@@ -21,6 +21,12 @@ NEW_MEMBER: Final = (
     Field("peer_urls", "texts", "Where the other members reach it.", required=True),
     Field("name", "text", "A name for people.", default=""),
     Field("learner", "boolean", "Join without a vote, to be promoted later.", default=False),
+    Field(
+        "promote",
+        "boolean",
+        "Let the leader promote the learner once it has caught up.",
+        default=False,
+    ),
 )
 TRANSFER: Final = (Field("to", "hex", "The member to lead; absent: the one that is furthest."),)
 COMPACTION: Final = (
@@ -74,8 +80,16 @@ def post_member(x: Exchange) -> None:
     confirmed(x, lambda: _add(x, body))
 
 
-async def _add(x: Exchange, body: dict[str, Any]) -> None:
-    member = await x.door.store.add_member(body["name"], tuple(body["peer_urls"]), body["learner"])
+async def _add(x: Exchange, body: dict[str, Any], instead_of: int | None = None) -> None:
+    if body["promote"] and not body["learner"]:
+        raise InvalidRequest("Only a learner can be promoted", field="promote")
+    member = await x.door.store.add_member(
+        body["name"],
+        tuple(body["peer_urls"]),
+        body["learner"],
+        promote=body["promote"],
+        instead_of=instead_of,
+    )
     x.json({**member_json(member), **_members(x)}, 201)
 
 
@@ -94,6 +108,14 @@ async def _change(x: Exchange, change: Coroutine[Any, Any, None]) -> None:
 def delete_member(x: Exchange) -> None:
     member = _member_of(x)
     confirmed(x, lambda: _change(x, x.door.store.remove_member(member)))
+
+
+def post_replace(x: Exchange) -> None:
+    body = read_fields(x.request.body, NEW_MEMBER)
+    if not body["peer_urls"]:
+        raise InvalidRequest("peer_urls needs at least one address", field="peer_urls")
+    member = _member_of(x)
+    confirmed(x, lambda: _add(x, body, member))
 
 
 def post_promote(x: Exchange) -> None:
@@ -191,6 +213,14 @@ ROUTES: Final = [
         "DELETE", "/api/members/{member}", delete_member, "removeMember", "Remove a member",
         CLUSTER,
         guard=admin, answers=MEMBERS, problems=(404, 409), writes=True, once=False,
+    ),
+    Route(
+        "POST", "/api/members/{member}/replace", post_replace, "replaceMember",
+        "Put another member in the place of one", CLUSTER,
+        guard=admin,
+        doc="Removes the one and adds the other in one step, for a member that is lost for good.",
+        body=NEW_MEMBER, answers=(Answer(201, "The new member, and all of them.", "AddedMember"),),
+        problems=(404, 409, 415), writes=True, once=False,
     ),
     Route(
         "POST", "/api/members/{member}/promote", post_promote, "promoteMember",

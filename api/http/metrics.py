@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import raftkv
 from raftkv.api.gate import known
-from raftkv.api.grpc.status import Status
 from raftkv.api.http.codec import hex_id, text_or_base64
+from raftkv.api.http.etcd_metrics import of_grpc, of_store
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.router import Answer, Route
 from raftkv.machine.access import ADMIN
@@ -21,7 +20,6 @@ from raftkv.machine.commands import AlarmKind
 from raftkv.machine.quotas import QuotaKind
 
 if TYPE_CHECKING:
-    from raftkv.api.grpc.server import GrpcServer
     from raftkv.api.http.door import HttpDoor
 
 MEDIA: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -60,11 +58,11 @@ class DoorCollector(Collector):
         yield from self._http()
         yield from self._audit()
         yield from self._store()
-        yield from self._etcd()
+        yield from of_store(self._door.store)
         if self._names and self._door.store.machine.quotas:
             yield from self._quotas()
         if self._door.grpc is not None:
-            yield from self._grpc(self._door.grpc)
+            yield from of_grpc(self._door.grpc)
 
     def _http(self) -> Iterator[Metric]:
         counters = self._door.counters
@@ -144,75 +142,22 @@ class DoorCollector(Collector):
         )
         info.add_metric((raftkv.__version__, hex_id(store.member_id)), 1)
         yield info
-        for counter in fields(store.stats):
-            words = counter.name.replace("_", " ")
-            yield CounterMetricFamily(
-                f"raftkv_{counter.name}", f"Since the start: {words}.",
-                getattr(store.stats, counter.name),
-            )  # fmt: skip
+        for name, number in store.stats.counters():
+            words = name.replace("_", " ")
+            yield CounterMetricFamily(f"raftkv_{name}", f"Since the start: {words}.", number)
         status = store.status()
         for name, value in sorted(status.items()):
             if name != "member_id" and name != "cluster_id" and name != "leader":
-                number = _number(value)
-                if number is not None:
+                level = _number(value)
+                if level is not None:
                     words = name.replace("_", " ")
-                    yield GaugeMetricFamily(f"raftkv_{name}", f"Now: {words}.", number)
+                    yield GaugeMetricFamily(f"raftkv_{name}", f"Now: {words}.", level)
         raised = {alarm["alarm"] for alarm in status.get("alarms", ())}
         for kind in AlarmKind:
             alarm = kind.name.lower()
             yield GaugeMetricFamily(
                 f"raftkv_alarm_{alarm}", "Whether this alarm is raised.", int(alarm in raised)
             )
-
-    def _etcd(self) -> Iterator[Metric]:
-        """Names that etcd's dashboards know, where the meaning is exactly the same."""
-        store = self._door.store
-        status: dict[str, Any] = store.status()
-        leads = status.get("role") == "leader"
-        yield GaugeMetricFamily(
-            "etcd_server_has_leader", "Whether a leader is known.", int(bool(status.get("leader")))
-        )
-        yield GaugeMetricFamily("etcd_server_is_leader", "Whether this member leads.", int(leads))
-        yield CounterMetricFamily(
-            "etcd_server_leader_changes_seen", "Leader changes seen.", store.stats.leader_changes
-        )
-        yield GaugeMetricFamily(
-            "etcd_debugging_mvcc_keys_total", "Live user keys.", store.machine.keys
-        )
-        for name, words, figure in (
-            ("etcd_mvcc_db_total_size_in_bytes", "Size of the tables.", "db_bytes"),
-            ("etcd_mvcc_db_total_size_in_use_in_bytes", "Of that, in use.", "db_used_bytes"),
-            ("etcd_server_quota_backend_bytes", "Most that may be used.", "quota_bytes"),
-            ("etcd_server_proposals_pending", "Writes under way.", "pending"),
-            ("etcd_debugging_mvcc_watcher_total", "Watches.", "watchers"),
-        ):
-            if _number(status.get(figure)) is not None:
-                yield GaugeMetricFamily(name, words, status[figure])
-        for name in ("proposals_committed", "proposals_applied", "proposals_failed"):
-            yield CounterMetricFamily(
-                f"etcd_server_{name}", f"Writes {name[10:]}.", getattr(store.stats, name)
-            )
-
-    def _grpc(self, server: GrpcServer) -> Iterator[Metric]:
-        """As grpc-ecosystem's interceptors name them, which etcd's dashboards read."""
-        labels = ("grpc_type", "grpc_service", "grpc_method")
-        started = CounterMetricFamily("grpc_server_started", "RPCs begun.", labels=labels)
-        handled = CounterMetricFamily(
-            "grpc_server_handled", "RPCs ended, by status.", labels=(*labels, "grpc_code")
-        )
-        for path, counts in sorted(server.counts.items()):
-            if not counts.started:
-                continue
-            service, _, method = path[1:].partition("/")
-            values = (counts.kind, service, method)
-            started.add_metric(values, counts.started)
-            for code, number in sorted({0: counts.ok, **counts.failed}.items()):
-                handled.add_metric((*values, Status(code).label), number)
-        yield started
-        yield handled
-        yield GaugeMetricFamily(
-            "raftkv_grpc_connections", "Open HTTP/2 connections.", len(server.connections)
-        )
 
 
 def _number(value: Any) -> float | None:
@@ -223,6 +168,7 @@ def _number(value: Any) -> float | None:
 
 def get_metrics(x: Exchange) -> None:
     registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
     registry.register(DoorCollector(x.door, names=x.caller.allows(ADMIN)))
     x.send(generate_latest(registry), MEDIA)
 

@@ -113,9 +113,10 @@ class Bench:
         return run_load(spec)
 
     def rounds(
-        self, key: str, clusters: Sequence[Cluster], once: Callable[[Cluster], None]
-    ) -> None:
-        """A B A B: each cluster in turn, as many rounds as the run has.
+        self, key: str, clusters: Sequence[Cluster], once: Callable[[Cluster], None],
+        count: int = 0,
+    ) -> None:  # fmt: skip
+        """A B A B: each cluster in turn, `count` times, or as many as the run has rounds.
 
         What cannot be believed is written down as a failure and leaves its cell empty.
         """
@@ -123,7 +124,7 @@ class Bench:
             return
         self.say(f"  {key}")
         try:
-            for _ in range(self.settings.rounds):
+            for _ in range(count or self.settings.rounds):
                 for cluster in clusters:
                     before = cluster.cpu_seconds()
                     once(cluster)

@@ -20,6 +20,8 @@ from tests.support.processes import free_ports
 
 CHECK_PERF_LOAD: Final = "xl"
 """The largest: 15,000 writes a second from 1,000 clients."""
+CHECK_PERF_ROUNDS: Final = 2
+"""A minute each."""
 
 
 def replicated_python(bench: Bench) -> None:
@@ -68,7 +70,9 @@ def real_clients(bench: Bench) -> None:
 
             bench.rounds(key, clusters, once)
         if not settings.quick:  # it takes a minute each time
-            bench.rounds(perf, clusters, lambda cluster: _check_perf(bench, cluster, perf))
+            bench.rounds(
+                perf, clusters, lambda cluster: _check_perf(bench, cluster, perf), CHECK_PERF_ROUNDS
+            )
 
 
 def _check_perf(bench: Bench, cluster: Cluster, key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from raftkv.client.auth import Auth
 from raftkv.client.cluster import Cluster
@@ -30,6 +30,9 @@ from raftkv.client.txn import TxnBuilder
 from raftkv.client.watch import Interruption, Watcher
 from raftkv.client.wire import Text, dumps, key_parameters, key_path, query, to_bytes, understood
 from raftkv.errors import InvalidRequest, KeyNotFound
+
+if TYPE_CHECKING:
+    import aiohttp
 
 TIMEOUT_SECONDS: Final = 10.0
 PATIENCE_SECONDS: Final = 5.0
@@ -402,6 +405,14 @@ class AsyncClient:
             "filter": only,
         }
         return Watcher(self._transport, parameters, from_revision, on_interruption)
+
+    async def call(self, call: Call, *, timeout: float | None = None) -> Answer:
+        """Send any request, to any of the doors; retried as its kind allows."""
+        return await self._transport.call(call, timeout)
+
+    async def open(self, call: Call, *, stall: float) -> aiohttp.ClientResponse:
+        """As `call`, with the body still to come; see `Transport.open`."""
+        return await self._transport.open(call, stall=stall)
 
     async def read(self, target: str, *, timeout: float | None = None) -> Answer:
         """GET `target`; retried freely."""

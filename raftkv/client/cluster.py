@@ -71,13 +71,24 @@ class Cluster:
         *,
         name: str = "",
         learner: bool = True,
+        promote: bool = False,
+        instead_of: str | None = None,
         timeout: float | None = None,
     ) -> tuple[str, tuple[Member, ...]]:
-        """Add a member, as a learner unless told otherwise; its id, and all members."""
+        """Add a member, as a learner unless told otherwise; its id, and all members.
+
+        `promote`: the leader makes the learner a voter once it has caught up. `instead_of`: the id
+        of a member that is removed in the same step.
+        """
         body: dict[str, object] = {"peer_urls": list(peer_urls), "learner": learner}
         if name:
             body["name"] = name
-        answer = await self._client.write("POST", "/api/members", json=body, timeout=timeout)
+        if promote:
+            body["promote"] = True
+        target = "/api/members"
+        if instead_of is not None:
+            target += f"/{segment(instead_of)}/replace"
+        answer = await self._client.write("POST", target, json=body, timeout=timeout)
         with understood():
             return str(answer.json()["member_id"]), _members(answer)
 

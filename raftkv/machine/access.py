@@ -263,6 +263,8 @@ _RULES: Final[dict[int, Callable[[list[Any]], Iterable[Access]]]] = {
     Op.SERVICE_DEREGISTER: _instance,
     Op.SERVICE_DRAIN: _instance,
     Op.MEMBER_UPDATE: _admin,
+    Op.CLUSTER_LEVEL: _admin,
+    Op.MEMBER_PROMOTION: _admin,
     Op.ALARM: _admin,
     Op.AUTH_ENABLE: _admin,
     Op.AUTH_DISABLE: _admin,

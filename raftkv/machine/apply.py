@@ -104,6 +104,7 @@ _HANDLERS: Final[tuple[Handler, ...]] = (
     auth.apply_role_delete, auth.apply_role_grant, auth.apply_role_revoke,
     tokens.apply_token_add, tokens.apply_token_renew, tokens.apply_token_drop,
     quota_commands.apply_quota_set,
+    cluster.apply_level, cluster.apply_promotion,
 )  # fmt: skip
 """By number, see `Op`."""
 check(len(_HANDLERS) == max(Op) + 1, "every command has a handler")
@@ -113,4 +114,6 @@ _WITHOUT_GUARD: Final = frozenset(
     (int(Op.LEASE_EXPIRE), int(Op.TOKEN_ADD), int(Op.TOKEN_RENEW), int(Op.TOKEN_DROP))
 )
 """Made by members only, never for a request as it came."""
-_DESPITE_CORRUPTION: Final = frozenset((int(Op.MEMBER_UPDATE), int(Op.ALARM)))
+_DESPITE_CORRUPTION: Final = frozenset(
+    (int(Op.MEMBER_UPDATE), int(Op.ALARM), int(Op.CLUSTER_LEVEL), int(Op.MEMBER_PROMOTION))
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -12,6 +12,9 @@ from raftkv.machine.draft import CONF_ROW, Draft
 from raftkv.machine.records import U64
 from raftkv.machine.results import AlarmResult, MemberResult
 from raftkv.machine.tables import ALARMS, MEMBERS, META, TableReader
+
+LEVEL_ROW: Final = b"level"
+PROMOTIONS_ROW: Final = b"promotions"
 
 
 class MemberInfo(NamedTuple):
@@ -62,6 +65,26 @@ def apply_member_update(draft: Draft, command: list[Any]) -> MemberResult:
     return member_result(draft)
 
 
+def apply_level(draft: Draft, command: list[Any]) -> MemberResult:
+    """The CLUSTER_LEVEL command."""
+    level = command[2]
+    if level > read_level(draft.writer):
+        row = U64.pack(level)
+        draft.put_row(META, LEVEL_ROW, row)
+        draft.mark("level", level)
+    return member_result(draft)
+
+
+def apply_promotion(draft: Draft, command: list[Any]) -> MemberResult:
+    """The MEMBER_PROMOTION command."""
+    member_id = command[2]
+    learners = {member.member_id for member in read_members(draft.writer) if member.learner}
+    if member_id not in learners:
+        raise MemberNotFound("no such learner", member_id=member_id)
+    _set_promotions(draft, {*read_promotions(draft.writer), member_id})
+    return member_result(draft)
+
+
 def change_members(draft: Draft, conf: bytes, change: MemberChange | None) -> None:
     """Record a configuration and the members it means."""
     draft.put_row(META, CONF_ROW, conf)
@@ -80,6 +103,8 @@ def change_members(draft: Draft, conf: bytes, change: MemberChange | None) -> No
             learner = member.member_id in change.learners
             if learner != member.learner:
                 _write(draft, member._replace(learner=learner))
+        # Who votes, or is gone, waits for no promotion.
+        _set_promotions(draft, read_promotions(draft.writer) & set(change.learners))
 
 
 def replace_members(draft: Draft, conf: bytes, members: tuple[MemberInfo, ...]) -> None:
@@ -87,6 +112,7 @@ def replace_members(draft: Draft, conf: bytes, members: tuple[MemberInfo, ...]) 
     _set_alarms(draft, frozenset())
     old = tuple(member.member_id for member in read_members(draft.writer))
     change_members(draft, conf, MemberChange(add=members, remove=old))
+    _set_promotions(draft, set())
 
 
 def apply_alarm(draft: Draft, command: list[Any]) -> AlarmResult:
@@ -95,8 +121,9 @@ def apply_alarm(draft: Draft, command: list[Any]) -> AlarmResult:
     old = draft.alarms
     if not on:
         _set_alarms(draft, old - {(kind, member_id)})
-    elif draft.writer.get(MEMBERS, U64.pack(member_id)) is not None:
-        # A member that was removed meanwhile would never be there to clear it.
+    elif not member_id or draft.writer.get(MEMBERS, U64.pack(member_id)) is not None:
+        # A member that was removed meanwhile would never be there to clear it. One of no member
+        # (etcd's clients raise it for the whole cluster) is taken back as it was raised, by hand.
         _set_alarms(draft, old | {(kind, member_id)})
     alarms = [list(alarm) for alarm in sorted(draft.alarms)]
     return AlarmResult(draft.state.revision, alarms, draft.alarms != old)
@@ -115,6 +142,18 @@ def read_members(reader: TableReader) -> Iterator[MemberInfo]:
         yield MemberInfo(U64.unpack(name)[0], label, tuple(peer_urls), tuple(client_urls), learner)
 
 
+def read_level(reader: TableReader) -> int:
+    """The feature level that is agreed; 0 before any was."""
+    row = reader.get(META, LEVEL_ROW)
+    return 0 if row is None else int(U64.unpack(row)[0])
+
+
+def read_promotions(reader: TableReader) -> set[int]:
+    """Learners that are to be promoted once they have caught up."""
+    row = reader.get(META, PROMOTIONS_ROW) or b""
+    return {U64.unpack_from(row, at)[0] for at in range(0, len(row), U64.size)}
+
+
 def read_alarms(reader: TableReader) -> frozenset[tuple[int, int]]:
     """Alarms that are on, as (kind, member id)."""
     return frozenset(
@@ -126,6 +165,14 @@ def _write(draft: Draft, member: MemberInfo) -> None:
     row: bytes = msgpack.packb(member.to_list()[1:])
     draft.put_row(MEMBERS, U64.pack(member.member_id), row)
     draft.mark("member", member.member_id, row)
+
+
+def _set_promotions(draft: Draft, members: set[int]) -> None:
+    # Nothing is written where nothing changes: members of level 0 do not know of it.
+    if members != read_promotions(draft.writer):
+        row = b"".join(U64.pack(member_id) for member_id in sorted(members))
+        draft.put_row(META, PROMOTIONS_ROW, row)
+        draft.mark("promotions", row)
 
 
 def _set_alarms(draft: Draft, alarms: frozenset[tuple[int, int]]) -> None:

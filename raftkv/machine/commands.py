@@ -75,6 +75,8 @@ class Op(IntEnum):
     TOKEN_RENEW = 27
     TOKEN_DROP = 28
     QUOTA_SET = 29
+    CLUSTER_LEVEL = 30
+    MEMBER_PROMOTION = 31
 
 
 OP_MAX: Final = max(Op)
@@ -412,12 +414,26 @@ def member_update(
     return finish([12, once, member_id, name, _list(peer_urls), _list(client_urls)], once)
 
 
+def cluster_level(level: int) -> Command:
+    """Agree on a feature level; a lower one than is agreed changes nothing. Answers MemberResult.
+
+    Proposed once every member is known to know the level: see `raftkv.server.levels`.
+    """
+    return finish([30, None, level], None)
+
+
+def member_promotion(member_id: int) -> Command:
+    """Have the leader promote a learner once it has caught up. Answers MemberResult; refused:
+    MemberNotFound (it is no learner of this cluster). Of feature level 1."""
+    return finish([31, None, member_id], None)
+
+
 def alarm(kind: int, member_id: int, on: bool, *, once: bytes | None = None) -> Command:
     """Raise or clear an alarm of one member. Answers AlarmResult, never refused.
 
     NOSPACE refuses what writes; deletes and compaction pass. CORRUPT refuses every change of keys
     and leases on every member. An alarm of a member that is not (any more) in the cluster is not
-    raised. Raises InvalidRequest.
+    raised; one of member 0, which is none, is. Raises InvalidRequest.
     """
     if not AlarmKind.NOSPACE <= kind <= AlarmKind.CORRUPT:
         raise InvalidRequest("unknown kind of alarm", kind=kind)

@@ -30,7 +30,9 @@ from raftkv.machine.cluster import (
     change_members,
     member_result,
     read_alarms,
+    read_level,
     read_members,
+    read_promotions,
     replace_members,
 )
 from raftkv.machine.commands import Compare, Operation, SortOrder, SortTarget, decode_batch
@@ -123,6 +125,17 @@ class Machine:
         return digest if digest and kept == index else None
 
     @property
+    def level(self) -> int:
+        """The feature level that the members have agreed on; see `raftkv.server.levels`."""
+        with self._tables.read() as reader:
+            return read_level(reader)
+
+    def promotions(self) -> set[int]:
+        """Learners that the leader promotes once they have caught up."""
+        with self._tables.read() as reader:
+            return read_promotions(reader)
+
+    @property
     def alarms(self) -> frozenset[tuple[int, int]]:
         """Alarms that are on, as (kind, member id)."""
         return self._alarms
@@ -211,6 +224,28 @@ class Machine:
         if draft.auth is not self.auth:
             self._adopt_auth(draft.auth)
         return applied
+
+    def apply_until(self, index: int, term: int, data: bytes, revision: int) -> None:
+        """Apply of a batch what leads to `revision` and leave out the rest, as if never proposed.
+
+        For a restore: the state is then of no index of the log's, though its applied index is
+        `index`. Raises as `apply`. Atomic.
+        """
+        stamp_ms, _, _, _, commands = decode_batch(data)
+        with self._tables.write() as writer:
+            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft.begin_entry(index, term)
+            draft.state.clock_ms = max(draft.state.clock_ms, stamp_ms)
+            for command in commands:
+                if draft.state.revision >= revision:
+                    break
+                apply_command(draft, command)
+            draft.end_entry()
+            draft.save()
+        self._adopt(draft)
+        self._remember_hash(index, draft.state.hash)
+        if draft.auth is not self.auth:
+            self._adopt_auth(draft.auth)
 
     def apply_config(
         self, index: int, term: int, conf: bytes, change: MemberChange | None = None

@@ -209,6 +209,7 @@ class AppendThread:
                         self._pace.took(seconds)
                         self._stats.wal_fsync_seconds += seconds
                         self._stats.wal_fsyncs += 1
+                        self._stats.wal_fsync_times.observe(seconds)
                         began = None
                     yield step
         finally:

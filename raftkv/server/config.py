@@ -440,6 +440,91 @@ class ServerConfig:
         "History that is kept: hours or a time such as 30m, or revisions; 0 keeps all.",
         group="Storage",
     )
+    join: tuple[str, ...] = _setting(
+        (),
+        parse_urls,
+        "URL,...",
+        "Client URLs of a running cluster to be added to, at the first start.",
+        group="Cluster",
+    )
+    force_new_cluster: bool = _setting(
+        False,
+        parse_flag,
+        "true|false",
+        "After the majority is lost for good: go on alone with the data that is here. The other "
+        "members must never come back.",
+        group="Cluster",
+    )
+    discovery_srv: str = _setting(
+        "",
+        parse_text,
+        "DOMAIN",
+        "Domain whose SRV records name the first members, instead of --initial-cluster.",
+        group="Cluster",
+    )
+    discovery_srv_name: str = _setting(
+        "",
+        parse_text,
+        "NAME",
+        "Suffix of the service that is asked for: _etcd-server-NAME._tcp.DOMAIN.",
+        group="Cluster",
+    )
+    discovery_resolver: str = _setting(
+        "",
+        parse_text,
+        "HOST:PORT",
+        "Name server to ask.  [default: those of this machine]",
+        group="Cluster",
+    )
+    feature_level: int = _setting(
+        limits.FEATURE_LEVEL,
+        parse_integer,
+        "N",
+        "Newest features to take part in; a lower one keeps a downgrade possible.",
+        group="Cluster",
+    )
+    backup_dir: str = _setting(
+        "",
+        parse_text,
+        "PATH",
+        "Where to put backups, made by this member itself.  [default: none are made]",
+        group="Backup",
+    )
+    backup_interval: int = _setting(
+        limits.BACKUP_INTERVAL_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "Time between two backups.",
+        group="Backup",
+    )
+    backup_keep: int = _setting(
+        limits.BACKUPS_KEPT_DEFAULT,
+        parse_integer,
+        "N",
+        "Backups of this member to keep.",
+        group="Backup",
+    )
+    archive_dir: str = _setting(
+        "",
+        parse_text,
+        "PATH",
+        "Where to archive the log, for a restore to any moment.  [default: it is not archived]",
+        group="Backup",
+    )
+    archive_interval: int = _setting(
+        limits.ARCHIVE_INTERVAL_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "Longest time that applied entries wait for being archived.",
+        group="Backup",
+    )
+    archive_bytes: int = _setting(
+        limits.ARCHIVE_BYTES_DEFAULT,
+        parse_size,
+        "SIZE",
+        "Most that this member archives; past it the oldest goes.",
+        group="Backup",
+    )
     auth_token: str = _setting(
         "simple",
         parse_auth_token,
@@ -772,6 +857,11 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "snapshot_catchup_entries": (0, 10_000_000),
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
     "quota_backend_bytes": (16 * limits.MIB, 16 * 1024 * limits.GIB),
+    "feature_level": (0, limits.FEATURE_LEVEL),
+    "backup_interval": (1_000, 366 * 24 * 60 * 60 * 1000),
+    "backup_keep": (1, limits.BACKUPS_KEPT_MAX),
+    "archive_interval": (100, 24 * 60 * 60 * 1000),
+    "archive_bytes": (limits.ARCHIVE_FILE_BYTES_MAX, 1024 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
     "slow_request_ms": (0, 3_600_000),
     "audit_log_size": (limits.KIB, 1024 * limits.GIB),
@@ -815,6 +905,12 @@ def _check_config(config: ServerConfig) -> None:
 def _check_cluster(config: ServerConfig) -> None:
     if not config.initial_cluster_token:
         _reject("initial_cluster_token", "must not be empty")
+    if config.join and (config.discovery_srv or config.initial_cluster):
+        _reject("join", "learns the members from the cluster; leave out what else names them")
+    if config.discovery_srv and config.initial_cluster:
+        _reject("discovery_srv", "and --initial-cluster both name the first members; give one")
+    if config.discovery_srv_name and not config.discovery_srv:
+        _reject("discovery_srv_name", "needs --discovery-srv")
     if not config.initial_cluster:
         return
     members = config.founding_members

@@ -39,16 +39,17 @@ FALSE: Final = frozenset({"", "0", "false", "f", "off"})
 """Values that switch a flag off, in lower case."""
 
 SUPPORTED_ELSEWHERE: Final = {
-    "name", "data-dir", "heartbeat-interval", "election-timeout", "listen-peer-urls",
-    "listen-client-urls", "quota-backend-bytes", "initial-advertise-peer-urls", "initial-cluster",
-    "initial-cluster-state", "initial-cluster-token", "advertise-client-urls", "pre-vote",
-    "auth-token", "auth-token-ttl", "log-level", "log-format", "snapshot-catchup-entries",
-    "auto-compaction-mode", "auto-compaction-retention", "cors", "host-whitelist",
-    "cert-file", "key-file", "trusted-ca-file", "client-cert-auth", "client-crl-file",
-    "client-cert-allowed-hostname", "auto-tls", "peer-cert-file", "peer-key-file",
-    "peer-trusted-ca-file", "peer-client-cert-auth", "peer-crl-file", "peer-cert-allowed-cn",
-    "peer-cert-allowed-hostname", "peer-auto-tls", "cipher-suites", "tls-min-version",
-    "tls-max-version",
+    "advertise-client-urls", "auth-token", "auth-token-ttl", "auto-compaction-mode",
+    "auto-compaction-retention", "auto-tls", "cert-file", "cipher-suites",
+    "client-cert-allowed-hostname", "client-cert-auth", "client-crl-file", "cors", "data-dir",
+    "discovery-srv", "discovery-srv-name", "election-timeout", "force-new-cluster",
+    "heartbeat-interval", "host-whitelist", "initial-advertise-peer-urls",
+    "initial-cluster", "initial-cluster-state", "initial-cluster-token", "key-file",
+    "listen-client-urls", "listen-peer-urls", "log-format", "log-level", "name", "peer-auto-tls",
+    "peer-cert-allowed-cn", "peer-cert-allowed-hostname", "peer-cert-file",
+    "peer-client-cert-auth", "peer-crl-file", "peer-key-file", "peer-trusted-ca-file", "pre-vote",
+    "quota-backend-bytes", "snapshot-catchup-entries", "tls-max-version", "tls-min-version",
+    "trusted-ca-file",
 }  # fmt: skip
 """Flags of etcd that are settings of raftkv and in no table below."""
 
@@ -83,7 +84,7 @@ WITHOUT_EFFECT: Final[dict[str, str]] = {
     "v2-deprecation": "there is no v2 store",
     "self-signed-cert-validity": "how long is not for choosing",
     "bcrypt-cost": "passwords are hashed with argon2id",
-    "metrics": "everything is always there",
+    "metrics": "as with `basic`: no histogram of gRPC calls",
     "logger": "there is one",
     "log-package-levels": "there is one level",
     "log-outputs": "lines go to standard error; send them on from there",
@@ -130,8 +131,6 @@ REFUSED: Final[dict[str, str]] = {
     "listen-metrics-urls": "`/metrics` and `/health` are at `--listen-client-urls`",
     "discovery": "name the members in `--initial-cluster`",
     "discovery-proxy": "name the members in `--initial-cluster`",
-    "discovery-srv": "name the members in `--initial-cluster`",
-    "discovery-srv-name": "name the members in `--initial-cluster`",
     "discovery-token": "name the members in `--initial-cluster`",
     "discovery-endpoints": "name the members in `--initial-cluster`",
     "discovery-cert": "name the members in `--initial-cluster`",
@@ -148,7 +147,6 @@ REFUSED: Final[dict[str, str]] = {
     "peer-client-key-file": "a member has one certificate for both directions",
     "peer-skip-client-san-verification": "certificates are verified in full",
     "enable-pprof": "profile from outside, with py-spy",
-    "force-new-cluster": "restore a snapshot: `raftkv snapshot restore`",
 }
 """Flags that ask for something that would be missed, and what to do instead."""
 

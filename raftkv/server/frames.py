@@ -153,6 +153,8 @@ class Hello:
     purpose: Purpose = Purpose.MESSAGES
     version: int = VERSION
     version_oldest: int = VERSION_OLDEST
+    level: int = 0
+    """Feature level of the dialler's program, see `raftkv.server.levels`; 0 is not told."""
 
     def encode(self) -> bytes:
         """The payload of a HELLO."""
@@ -164,7 +166,17 @@ class Hello:
             self.source,
             self.target,
             self.purpose,
-        )
+        ) + level_byte(self.level)
+
+
+def level_byte(level: int) -> bytes:
+    """What follows a hello or a welcome. Programs of level 0 neither write nor read it."""
+    return bytes((level,)) if level else b""
+
+
+def level_after(payload: bytes, size: int) -> int:
+    """The level that follows `size` bytes of a hello or a welcome."""
+    return payload[size] if len(payload) > size else 0
 
 
 def decode_hello(payload: bytes) -> Hello:
@@ -177,7 +189,8 @@ def decode_hello(payload: bytes) -> Hello:
     _, version, oldest, cluster, source, target, purpose = _HELLO.unpack_from(payload)
     if purpose not in (Purpose.MESSAGES, Purpose.SNAPSHOT):
         raise PeerError(f"a connection for an unknown purpose {purpose}")
-    return Hello(cluster, source, target, Purpose(purpose), version, oldest)
+    level = level_after(payload, _HELLO.size)
+    return Hello(cluster, source, target, Purpose(purpose), version, oldest, level)
 
 
 def refusal(hello: Hello, *, cluster_id: int, member_id: int) -> str | None:
@@ -196,9 +209,15 @@ def refusal(hello: Hello, *, cluster_id: int, member_id: int) -> str | None:
     return None
 
 
-def encode_welcome(hello: Hello, *, cluster_id: int, member_id: int) -> bytes:
+def encode_welcome(hello: Hello, *, cluster_id: int, member_id: int, level: int = 0) -> bytes:
     """The payload of the WELCOME that answers `hello`."""
-    return _WELCOME.pack(MAGIC, min(VERSION, hello.version), cluster_id, member_id)
+    head = _WELCOME.pack(MAGIC, min(VERSION, hello.version), cluster_id, member_id)
+    return head + level_byte(level)
+
+
+def welcome_level(payload: bytes) -> int:
+    """The feature level of who says WELCOME, which `check_welcome` found right."""
+    return level_after(payload, _WELCOME.size)
 
 
 def check_welcome(payload: bytes, hello: Hello) -> int:

@@ -136,7 +136,15 @@ class LocalStore:
     def members(self) -> list[MemberInfo]:
         return [MemberInfo(self.member_id, self.name, (), (), False, True)]
 
-    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+    async def add_member(
+        self,
+        name: str,
+        peer_urls: tuple[str, ...],
+        learner: bool,
+        *,
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> MemberInfo:
         raise ChangeRefused("a local store has one member and takes no other")
 
     async def remove_member(self, member_id: int) -> None:

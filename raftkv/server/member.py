@@ -38,12 +38,16 @@ from raftkv.errors import (
     TooManyRequests,
 )
 from raftkv.limits import SHRINK_CATCH_UP_SECONDS
+from raftkv.machine import commands
 from raftkv.machine.commands import AlarmKind, Command
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.append_thread import monotonic_ms as now_ms
+from raftkv.server.backups import Backups, BackupSettings
 from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.disk_watch import successors
+from raftkv.server.levels import AUTO_PROMOTION, Agreement, PeerLevels, check_agreed
 from raftkv.server.opening import Opened
+from raftkv.server.promotions import Promotions
 from raftkv.server.replica import Replica
 from raftkv.server.shrink import PAUSE_SECONDS, Shrink, Shrunk
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
@@ -57,6 +61,7 @@ from raftkv.server.upkeep import (
     UpkeepSettings,
 )
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.storage.lmdb_backend import LmdbBackend
 from raftkv.storage.snapshots import SnapshotInfo
 
 log = logging.getLogger(__name__)
@@ -95,6 +100,7 @@ class Member:
         self._copies = 0
         """Snapshots of this member's own in the making; tables are not replaced meanwhile."""
         self._compacting = False
+        self._formatting: asyncio.Future[None] | None = None
         self._shrink: Shrink | None = None
         self._shrinking: asyncio.Task[Shrunk] | None = None
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
@@ -148,6 +154,10 @@ class Member:
             now_ms(),
             lambda: self._append.busy_since_ms,
         )
+        self._levels = PeerLevels(config.feature_level, lambda: self.machine.level)
+        self._agreement = Agreement(self._levels, self.machine, self.member_id)
+        self._promotions = Promotions()
+        self._backups = Backups(BackupSettings.of(config), opened, self.stats, self._take_snapshot)
         self.transport = Transport(
             member_id=self.member_id,
             cluster_id=self.cluster_id,
@@ -160,8 +170,12 @@ class Member:
             on_introduction=self._introduce,
             snapshots=opened.snapshots,
             snapshot_executor=self._copier,
+            levels=self._levels,
             tls=peer_tls(config),
         )
+        self.stats.peers = self.transport.stats
+        if isinstance(opened.backend, LmdbBackend):
+            self.stats.table_commit_times = opened.backend.commits
         self._role_seen = node.role
         self._leader_seen = NO_MEMBER
 
@@ -176,6 +190,8 @@ class Member:
             self.node.campaign()
         self._timer("tick", self._tick_ms / 1000, self._tick)
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
+        if self._backups.on:
+            self._spawn(self._backups.run())
         self.wake()
 
     async def stop(self) -> None:
@@ -189,6 +205,7 @@ class Member:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._backups.close()
         self.replica.close()
         await self.transport.close()
         self._append.end()
@@ -252,6 +269,7 @@ class Member:
             "version": __version__,
             "role": "learner" if node.is_learner else node.role.name.lower(),
             "leader": f"{node.leader:016x}" if node.leader != NO_MEMBER else None,
+            "level": machine.level,
             "term": node.term,
             "revision": machine.revision,
             "compact_revision": machine.compact_revision,
@@ -271,6 +289,7 @@ class Member:
             "shrink": self._shrink.progress() if self._shrink is not None else None,
             "wal_bytes": opened.wal.disk_bytes,
             "snapshot_index": self._upkeep.snapshot_index,
+            **self._backups.status(),
             "pending": self.replica.pending.commands,
             "uptime_seconds": round(time.monotonic() - self._started_at, 3),
             "alarms": [
@@ -313,23 +332,40 @@ class Member:
             for info in self.machine.members()
         ]
 
-    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+    async def add_member(
+        self,
+        name: str,
+        peer_urls: tuple[str, ...],
+        learner: bool,
+        *,
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> MemberInfo:
         """See `Store.add_member`."""
+        if promote:
+            check_agreed(self.machine, AUTO_PROMOTION, "promotion by the leader")
+        changes: list[tuple[ChangeKind, int]] = []
+        if instead_of is not None:
+            self._known(instead_of)
+            changes.append((ChangeKind.REMOVE, instead_of))
         member_id = secrets.randbits(63) or 1
-        kind = ChangeKind.ADD_LEARNER if learner else ChangeKind.ADD_VOTER
-        await self._change(kind, member_id, [name, list(peer_urls), [], learner])
+        changes.append((ChangeKind.ADD_LEARNER if learner else ChangeKind.ADD_VOTER, member_id))
+        await self._change(tuple(changes), [member_id, name, list(peer_urls), [], learner])
+        if promote:
+            command = commands.guarded(commands.member_promotion(member_id), commands.BY_MEMBER)
+            await self._outcome(lambda done: self.propose(command, done))
         return next(info for info in self.members() if info.member_id == member_id)
 
     async def remove_member(self, member_id: int) -> None:
         """See `Store.remove_member`."""
         self._known(member_id)
-        await self._change(ChangeKind.REMOVE, member_id, [])
+        await self._change(((ChangeKind.REMOVE, member_id),), [member_id])
 
     async def promote_member(self, member_id: int) -> None:
         """See `Store.promote_member`."""
         if not self._known(member_id).learner:
             raise ChangeRefused(f"member {member_id:016x} is a voter already", member_id=member_id)
-        await self._change(ChangeKind.ADD_VOTER, member_id, [])
+        await self._change(((ChangeKind.ADD_VOTER, member_id),), [member_id])
 
     async def transfer_leader(self, to: int | None) -> int:
         """See `Store.transfer_leader`."""
@@ -562,11 +598,14 @@ class Member:
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
         try:
             job = self._upkeep.housekeeping(now_ms())
+            if self.node.role is Role.LEADER:
+                self._lead()
         except Exception as error:
             self._crashed(error)
             return
         if job is not None:
             self._append.run(job)
+        self._keep_format()
         self.wake()
 
     def _compact_slice(self) -> None:
@@ -603,6 +642,7 @@ class Member:
             info = await self._loop.run_in_executor(self._copier, opened.begin_snapshot())
         finally:
             self._copies -= 1
+        await self._backups.before_release()
         self._append.run(self._upkeep.snapshot_made(info))
         return info
 
@@ -657,11 +697,33 @@ class Member:
     def _most_advanced(self) -> int | None:
         return next(iter(successors(self.node)), None)
 
-    async def _change(self, kind: ChangeKind, member_id: int, more: list[Any]) -> None:
-        change = ConfigChange(((kind, member_id),))
-        await self._outcome(
-            lambda done: self.replica.change_members(change, [member_id, *more], done)
-        )
+    async def _change(
+        self, changes: tuple[tuple[ChangeKind, int], ...], attributes: list[Any]
+    ) -> None:
+        change = ConfigChange(changes)
+        await self._outcome(lambda done: self.replica.change_members(change, attributes, done))
+
+    def _lead(self) -> None:
+        """What the leader looks after once a second: a new feature level, learners to promote."""
+        self._agreement.step(self.propose)
+        wanted = self.machine.promotions()
+        member_id = self._promotions.due(self.node.status(), wanted) if wanted else None
+        if member_id is not None:
+            log.info("promoting a learner that has caught up", extra={"peer": f"{member_id:016x}"})
+            change = ConfigChange(((ChangeKind.ADD_VOTER, member_id),))
+            self.replica.change_members(change, [member_id], lambda result: None)
+
+    def _keep_format(self) -> None:
+        """The files say which programs must not open them; written once a level is agreed."""
+        data, level = self._opened.data, self.machine.level
+        if level and data.outdated(level) and self._formatting is None:
+            self._formatting = self._loop.run_in_executor(self._copier, data.reformat, level)
+            self._formatting.add_done_callback(self._formatted)
+
+    def _formatted(self, done: asyncio.Future[None]) -> None:
+        self._formatting = None
+        if not done.cancelled() and done.exception() is not None:
+            log.error("the format of the data directory cannot be noted: %s", done.exception())
 
     async def _confirmed(self) -> None:
         """Wait until local state is as new as any acknowledged write."""

@@ -72,6 +72,7 @@ def check_change(change: ConfigChange, status: Status, known: Iterable[MemberInf
     """
     voters, learners = set(status.conf.voters), set(status.conf.learners)
     attributes = read_context(change.context)[3]
+    removed = {member_id for kind, member_id in change.changes if kind is ChangeKind.REMOVE}
     for kind, member_id in change.changes:
         if kind is ChangeKind.REMOVE:
             if member_id not in voters | learners:
@@ -83,7 +84,8 @@ def check_change(change: ConfigChange, status: Status, known: Iterable[MemberInf
         elif member_id in voters | learners:
             raise MemberExists(f"member {member_id:016x} exists already", member_id=member_id)
         elif len(attributes) > 1:
-            _check_addresses(set(attributes[2]), known)
+            staying = [other for other in known if other.member_id not in removed]
+            _check_addresses(set(attributes[2]), staying)
         else:
             # A promotion, asked for where the learner's removal was not known yet. Nobody could
             # reach the voter that it would make.

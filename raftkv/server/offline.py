@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
 from raftkv.server.opening import begin_log
 from raftkv.storage.backend import LmdbBackend
-from raftkv.storage.datadir import DataDir
+from raftkv.storage.datadir import DataDir, format_of
 from raftkv.storage.disk import Disk, RealDisk
 from raftkv.storage.snapshots import (
     Progress,
@@ -86,15 +87,37 @@ def snapshot_restore(path: str | Path, config: ServerConfig, *, progress: Progre
     """
     disk = RealDisk()
     path = os.fspath(path)
+    refuse_used(disk, config)
+    info = inspect_snapshot(disk, path)
+    verify_backup(disk, path, info, progress)
+    restore_verified(disk, path, info, config, info.digest.hex())
+
+
+def refuse_used(disk: Disk, config: ServerConfig) -> None:
+    """Raise ConfigError unless the directory to restore into is missing or empty."""
     target = str(config.data_directory)
     if disk.exists(target) and set(disk.list(target)) - {"lost+found"}:
         raise ConfigError(f"{target} is not empty; give a new directory", path=target)
-    info = inspect_snapshot(disk, path)
-    verify_backup(disk, path, info, progress)
-    founding = found(config, info.digest.hex())
+
+
+def restore_verified(
+    disk: Disk,
+    path: str,
+    info: SnapshotInfo,
+    config: ServerConfig,
+    restored: str,
+    advance: Callable[[Machine], None] = lambda machine: None,
+) -> None:
+    """See `snapshot_restore`, for a file that was verified and a directory that may be used.
+
+    `restored` names the state; the new cluster's ids depend on it. `advance` brings the state
+    further than the file goes; what it raises is raised, and the directory is empty again.
+    """
+    target = str(config.data_directory)
+    founding = found(config, restored)
     data = DataDir.open(disk, target)
     try:
-        _fill(disk, data, config, path, info, founding)
+        _fill(disk, data, config, path, info, founding, advance)
         # Last, because a directory without it is not taken for a member's.
         data.found(WalIdentity(founding.cluster_id, founding.member_id))
     except BaseException:
@@ -121,15 +144,18 @@ def _fill(
     path: str,
     info: SnapshotInfo,
     founding: Founding,
+    advance: Callable[[Machine], None],
 ) -> None:
     data.begin_run()
     identity = WalIdentity(founding.cluster_id, founding.member_id)
     backend = LmdbBackend(data.tables_path, disk=disk)
     try:
         machine = _machine_of(path, info, backend)
+        advance(machine)
         machine.rehome(encode_conf(founding.conf), founding.member_infos)
-        meta = SnapshotMeta(info.meta.index, info.meta.term, founding.conf)
+        meta = SnapshotMeta(machine.applied_index, machine.applied_term, founding.conf)
         snapshots = SnapshotStore.open(disk, data.snapshots_path, cluster_id=identity.cluster_id)
+        snapshots.format = format_of(machine.level)
         wal, _ = Wal.open(
             disk, data.wal_path, identity=identity, segment_bytes=config.wal_segment_bytes
         )

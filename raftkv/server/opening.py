@@ -18,9 +18,10 @@ from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
 from raftkv.server.introduction import ask_introduction
+from raftkv.server.levels import check_known
 from raftkv.server.tls.settings import peer_tls
 from raftkv.storage.backend import Backend, LmdbBackend
-from raftkv.storage.datadir import DataDir
+from raftkv.storage.datadir import DataDir, format_of
 from raftkv.storage.disk import Disk, RealDisk
 from raftkv.storage.snapshots import SnapshotInfo, SnapshotStore
 from raftkv.storage.wal import Recovered, Spawn, Wal, WalIdentity, in_thread
@@ -62,6 +63,7 @@ class Opened:
         latest = self.snapshots.latest()
         if latest is not None and latest.meta == meta:
             return lambda: latest
+        self.snapshots.format = format_of(machine.level)
         image = self.backend.pin()
 
         def make() -> SnapshotInfo:
@@ -111,16 +113,11 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
     try:
         for note in data.notes:
             log.warning(note)
+        check_known(data.level, config.feature_level, data.path)
         if data.identity is None:
             data.found(await _identity(config))
-        founding = found(config)
-        opened = open_files(
-            disk,
-            data,
-            founding=founding,
-            found_new=config.initial_cluster_state == "new",
-            segment_bytes=config.wal_segment_bytes,
-        )
+        opened = _files(config, disk, data)
+        check_known(opened.machine.level, config.feature_level, data.path)
         _check_owner(config, opened.machine, opened.identity, data.path)
         if not opened.machine.members():
             _, members = await ask_introduction(_others(config), tls=peer_tls(config))
@@ -129,6 +126,16 @@ async def open_member(config: ServerConfig, disk: Disk | None = None) -> Opened:
     except BaseException:
         data.close()
         raise
+
+
+def _files(config: ServerConfig, disk: Disk, data: DataDir) -> Opened:
+    return open_files(
+        disk,
+        data,
+        founding=found(config),
+        found_new=config.initial_cluster_state == "new",
+        segment_bytes=config.wal_segment_bytes,
+    )
 
 
 async def _identity(config: ServerConfig) -> WalIdentity:

@@ -16,6 +16,7 @@ from raftkv.server.frames import (
     Hello,
     check_welcome,
     frame_header,
+    welcome_level,
 )
 from raftkv.server.tls.identity import Identity
 
@@ -38,13 +39,14 @@ class LinkOwner(Protocol):
 class LinkStats:
     """Totals over all links of a member, for metrics."""
 
-    __slots__ = ("bytes_in", "bytes_out", "frames_in", "frames_out")
+    __slots__ = ("frames_in", "frames_out", "received", "sent")
 
     def __init__(self) -> None:
-        self.bytes_in = 0
-        self.bytes_out = 0
         self.frames_in = 0
         self.frames_out = 0
+        self.received: dict[int, int] = {}
+        """Bytes by member; 0: before the handshake told which."""
+        self.sent: dict[int, int] = {}
 
 
 class PeerLink(asyncio.Protocol):
@@ -84,7 +86,8 @@ class PeerLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
         self.heard_at = self._loop.time()
-        self._stats.bytes_in += len(data)
+        received = self._stats.received
+        received[self.peer] = received.get(self.peer, 0) + len(data)
         parser = self._parser
         try:
             for kind, payload in parser.feed(data):
@@ -150,7 +153,8 @@ class PeerLink(asyncio.Protocol):
             parts.append(frame_header(kind, payload))
             parts.append(payload)
         self._stats.frames_out += len(frames)
-        self._stats.bytes_out += sum(map(len, parts))
+        sent = self._stats.sent
+        sent[self.peer] = sent.get(self.peer, 0) + sum(map(len, parts))
         if len(parts) == 2 and len(parts[1]) < 4096:
             self._transport.write(parts[0] + parts[1])
         else:
@@ -194,6 +198,8 @@ class Greeting:
 
     def __init__(self, hello: Hello) -> None:
         self.hello = hello
+        self.level = 0
+        """Feature level of the answerer, once it has answered."""
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self, link: PeerLink) -> None:
@@ -209,6 +215,7 @@ class Greeting:
             raise PeerError("a frame before it was asked for", kind=kind)
         if kind == FrameKind.WELCOME:
             check_welcome(payload, self.hello)
+            self.level = welcome_level(payload)
             self._answer.set_result(None)
         elif kind == FrameKind.REFUSED:
             reason = payload[:_REASON_BYTES_MAX].decode(errors="replace")

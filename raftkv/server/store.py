@@ -7,16 +7,18 @@ for reasons of the cluster: `done` is called exactly once, on the loop, after th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from raftkv.errors import RaftkvError
+from raftkv.histogram import Histogram
 
 if TYPE_CHECKING:
     from raftkv.machine.commands import Command
     from raftkv.machine.machine import Machine
     from raftkv.server.shrink import Shrunk
+    from raftkv.server.transport import TransportStats
     from raftkv.server.watch import Watch, WatchSink, WatchSpec
 
 Done = Callable[[Any], None]
@@ -86,6 +88,23 @@ class StoreStats:
     disk_stall_handovers: int = 0
     batches_held_back: int = 0
     auto_compactions: int = 0
+    backups_made: int = 0
+    backup_failures: int = 0
+    archive_bytes_written: int = 0
+    archive_failures: int = 0
+    archive_gaps: int = 0
+    archive_files_dropped: int = 0
+    wal_fsync_times: Histogram = field(default_factory=Histogram)
+    table_commit_times: Histogram = field(default_factory=Histogram)
+    peers: TransportStats | None = None
+    """What goes between members, where there are others."""
+
+    def counters(self) -> Iterator[tuple[str, float]]:
+        """Name and value of every plain counter."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int | float):
+                yield item.name, value
 
 
 class Store(Protocol):
@@ -126,8 +145,20 @@ class Store(Protocol):
     def members(self) -> list[MemberInfo]:
         """Members, ordered by id."""
 
-    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
-        """Add a member and wait until the change is applied here."""
+    async def add_member(
+        self,
+        name: str,
+        peer_urls: tuple[str, ...],
+        learner: bool,
+        *,
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> MemberInfo:
+        """Add a member and wait until the change is applied here.
+
+        `promote`: have the leader make the learner a voter once it has caught up; ChangeRefused
+        while not every member knows how. `instead_of`: remove that member in the same step.
+        """
 
     async def remove_member(self, member_id: int) -> None:
         """Remove a member and wait until the change is applied here."""

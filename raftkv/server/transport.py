@@ -25,6 +25,7 @@ from typing import Any, Final
 from raftkv.consensus.codec import decode_messages, encode_messages
 from raftkv.consensus.types import Message, MessageKind
 from raftkv.errors import ConfigError, PeerError, StorageError, check
+from raftkv.histogram import NETWORK_SECONDS, Histogram
 from raftkv.limits import (
     APPEND_BYTES_MAX,
     PEER_ADDRESSES_MAX,
@@ -53,6 +54,7 @@ from raftkv.server.frames import (
 )
 from raftkv.server.introduction import ask_introduction as ask_introduction
 from raftkv.server.introduction import encode_introduction
+from raftkv.server.levels import PeerLevels
 from raftkv.server.peer_link import Greeting, LinkOwner, LinkStats, PeerLink
 from raftkv.server.snapshot_stream import (
     SNAPSHOT_FRAME_BYTES_MAX,
@@ -86,9 +88,9 @@ def message_bytes(message: Message) -> int:
 
 
 class TransportStats(LinkStats):
-    """Totals over all peers, for metrics. Plain integers, read at any time."""
+    """Totals over all peers, for metrics. Read at any time."""
 
-    __slots__ = ("accepted", "damaged", "dialled", "dropped", "refused")
+    __slots__ = ("accepted", "damaged", "dialled", "dropped", "refused", "round_trips")
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +102,14 @@ class TransportStats(LinkStats):
         self.dialled = 0
         self.dropped = 0
         """Messages that found no connection or no room."""
+        self.round_trips: dict[int, Histogram] = {}
+        """Times of pings, by member."""
+
+    def pinged(self, member_id: int, seconds: float) -> None:
+        """A member has answered a ping."""
+        if member_id not in self.round_trips:
+            self.round_trips[member_id] = Histogram(NETWORK_SECONDS)
+        self.round_trips[member_id].observe(seconds)
 
 
 class Peer:
@@ -252,7 +262,9 @@ class Peer:
             raise PeerError(payload.decode(errors="replace"))
         if kind != FrameKind.PONG or self._pinged_at is None or payload != _PING.pack(self._ping):
             raise PeerError("the dialled side may only answer pings", kind=kind)
-        self.round_trip_ms = (self._transport.loop.time() - self._pinged_at) * 1000
+        seconds = self._transport.loop.time() - self._pinged_at
+        self.round_trip_ms = seconds * 1000
+        self._transport.stats.pinged(self.member_id, seconds)
         self._pinged_at = None
 
     def writable(self, link: PeerLink) -> None:
@@ -373,6 +385,7 @@ class Transport:
         snapshots: SnapshotStore | None = None,
         snapshot_executor: Executor | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
+        levels: PeerLevels | None = None,
         tls: PeerTls | None = None,
     ) -> None:
         """`snapshots` takes what peers send; without it snapshots are declined.
@@ -404,6 +417,7 @@ class Transport:
             1, thread_name_prefix="raftkv-snapshot-in"
         )
         self._send_executor = ThreadPoolExecutor(2, thread_name_prefix="raftkv-snapshot-out")
+        self._levels = levels or PeerLevels()
         self._tls = tls
         # Two threads: strangers who knock must not keep this member from dialling.
         self._accepting = None if tls is None else _desk("a peer")
@@ -607,7 +621,7 @@ class Transport:
         known = self.peers.get(peer)
         if known is None:
             raise PeerError(f"member {peer:016x} is no peer")
-        hello = Hello(self.cluster_id, self.member_id, peer, purpose)
+        hello = Hello(self.cluster_id, self.member_id, peer, purpose, level=self._levels.own)
         failure: Exception = PeerError("no address")
         for host, port in list(known.addresses):
             self.stats.dialled += 1
@@ -628,6 +642,9 @@ class Transport:
                 else:
                     await self.loop.create_connection(lambda: link, host, port)
                 await greeting.wait(link)
+                reason = self._levels.refusal(hello.target, greeting.level)
+                if reason is not None:
+                    raise PeerError(reason)
         except BaseException:
             link.fail(PeerError("not welcome"))
             raise
@@ -718,7 +735,9 @@ class Transport:
         if kind != FrameKind.HELLO:
             raise PeerError("not a raftkv member")
         hello = decode_hello(payload)
-        reason = refusal(hello, cluster_id=self.cluster_id, member_id=self.member_id)
+        reason = refusal(
+            hello, cluster_id=self.cluster_id, member_id=self.member_id
+        ) or self._levels.refusal(hello.source, hello.level)
         if reason is not None:
             link.refuse(reason)
             return
@@ -730,7 +749,9 @@ class Transport:
             self._accepted[link] = None
         link.peer = hello.source
         link.open()
-        welcome = encode_welcome(hello, cluster_id=self.cluster_id, member_id=self.member_id)
+        welcome = encode_welcome(
+            hello, cluster_id=self.cluster_id, member_id=self.member_id, level=self._levels.own
+        )
         if hello.purpose is Purpose.MESSAGES:
             older = self._incoming.get(hello.source)
             self._incoming[hello.source] = link

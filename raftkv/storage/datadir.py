@@ -25,13 +25,20 @@ from raftkv.errors import CorruptionError, FormatError, StorageError, check
 from raftkv.storage.disk import DIRECTORY_MODE, Disk, Lock, join, parent, read_file, replace_file
 from raftkv.storage.frames import REPAIR, WalIdentity
 
-FORMAT_VERSION: Final = 1
+FORMAT_OLDEST: Final = 1
+FORMAT_VERSION: Final = 2
 PROGRAM: Final = "raftkv"
 FORMAT_NAME: Final = "FORMAT"
 LOCK_NAME: Final = "LOCK"
 RUN_NAME: Final = "RUN"
 FOLDERS: Final = ("wal", "snapshots", "tables")
 _FILE_BYTES_MAX: Final = 4096
+
+
+def format_of(level: int) -> int:
+    """Version of the files of a cluster that has agreed on a feature level: an older program, which
+    knows no levels, refuses a version that it does not know."""
+    return FORMAT_OLDEST + level
 
 
 class DataDir:
@@ -49,6 +56,8 @@ class DataDir:
         self.wal_path, self.snapshots_path, self.tables_path = (
             join(path, name) for name in FOLDERS
         )
+        self.format = FORMAT_OLDEST
+        """The version in FORMAT. It grows with the feature level that the cluster agrees on."""
         self._trusted = False
         self._running = False
 
@@ -81,16 +90,24 @@ class DataDir:
     def found(self, identity: WalIdentity) -> None:
         """Write down whose directory this is from now on; once, before anything else is stored."""
         check(self.identity is None, "a data directory is founded once")
-        content = {
-            "program": PROGRAM,
-            "format": FORMAT_VERSION,
-            "cluster_id": f"{identity.cluster_id:016x}",
-            "member_id": f"{identity.member_id:016x}",
-        }
         for folder in (self.wal_path, self.snapshots_path, self.tables_path):
             self._disk.make_directory(folder)
-        self._write(FORMAT_NAME, content)
+        self._write_format(identity, FORMAT_OLDEST)
         self.identity = identity
+
+    @property
+    def level(self) -> int:
+        """The feature level that FORMAT tells of."""
+        return self.format - FORMAT_OLDEST
+
+    def outdated(self, level: int) -> bool:
+        """Whether FORMAT still lets programs open this that do not know a feature level."""
+        return self.format < format_of(level)
+
+    def reformat(self, level: int) -> None:
+        """Keep programs out that do not know a feature level, for good. Durable on return."""
+        if self.identity is not None:
+            self._write_format(self.identity, format_of(level))
 
     def expect(self, identity: WalIdentity) -> None:
         """Raise `FormatError` unless the directory belongs to `identity`."""
@@ -172,14 +189,15 @@ class DataDir:
         version = content.get("format")
         if content.get("program") != PROGRAM or type(version) is not int:
             raise FormatError(f"{path}: not written by raftkv; choose another directory", path=path)
-        if version != FORMAT_VERSION:
+        if not FORMAT_OLDEST <= version <= FORMAT_VERSION:
             relation = "newer" if version > FORMAT_VERSION else "older"
             raise FormatError(
-                f"{path}: data format {version} of a {relation} raftkv, this one uses format "
-                f"{FORMAT_VERSION}; use the version of raftkv that wrote it",
+                f"{path}: data format {version} of a {relation} raftkv, this one uses formats "
+                f"{FORMAT_OLDEST} to {FORMAT_VERSION}; use the version of raftkv that wrote it",
                 path=path,
                 version=version,
             )
+        self.format = version
         cluster_id, member_id = content.get("cluster_id"), content.get("member_id")
         if not _is_id(cluster_id) or not _is_id(member_id):
             raise CorruptionError(f"{path}: cluster or member id unreadable; {REPAIR}", path=path)
@@ -196,6 +214,16 @@ class DataDir:
         if not isinstance(content, dict):
             raise CorruptionError(f"{path}: unreadable; restore the file from a backup", path=path)
         return content
+
+    def _write_format(self, identity: WalIdentity, version: int) -> None:
+        content = {
+            "program": PROGRAM,
+            "format": version,
+            "cluster_id": f"{identity.cluster_id:016x}",
+            "member_id": f"{identity.member_id:016x}",
+        }
+        self._write(FORMAT_NAME, content)
+        self.format = version
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         data = json.dumps(content, indent=1).encode() + b"\n"

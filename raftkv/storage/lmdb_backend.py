@@ -23,6 +23,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -30,6 +31,7 @@ from typing import Any, Final, NoReturn
 import lmdb
 
 from raftkv.errors import CorruptionError, DiskFullError, FormatError, StorageError, check
+from raftkv.histogram import Histogram
 from raftkv.limits import GIB, MIB, QUOTA_BYTES_DEFAULT
 from raftkv.storage import overflow
 from raftkv.storage.disk import (
@@ -136,10 +138,12 @@ class LmdbWriter:
     ) -> None:
         del self._get, self._put
         if error is None:
+            began = time.perf_counter()
             try:
                 self._txn.commit()
             except lmdb.Error as failure:
                 self._backend._raise(failure)
+            self._backend.commits.observe(time.perf_counter() - began)
             return
         self._txn.abort()
         if isinstance(error, lmdb.Error):
@@ -288,6 +292,8 @@ class LmdbBackend:
         self._copying = 0
         self._closed = False
         self.disk_full: StorageError | None = None
+        self.commits = Histogram()
+        """How long each commit took."""
         self._disk.make_directory(path)
         self._open()
 

@@ -34,7 +34,8 @@ from raftkv.limits import MIB, SNAPSHOT_CHUNK_BYTES
 from raftkv.storage.disk import Disk, File, join
 from raftkv.storage.metadata import META_BYTES_MAX, decode_meta, encode_meta
 
-FORMAT_VERSION: Final = 1
+FORMAT_OLDEST: Final = 1
+FORMAT_VERSION: Final = 2
 MAGIC: Final = b"RKVSNAP\n"
 HEADER_BYTES: Final = 4096
 DIGEST_BYTES: Final = 32
@@ -115,7 +116,9 @@ class SnapshotWriter:
         try:
             size = file.size()
             check(size > HEADER_BYTES, "the image comes before the end", path=self.path)
-            header = _pack_header(self._meta, self._store.cluster_id, size - HEADER_BYTES)
+            header = _pack_header(
+                self._store.format, self._meta, self._store.cluster_id, size - HEADER_BYTES
+            )
             file.write(0, header)
             digest = _digest(file, size)
             file.write(size, digest)
@@ -211,6 +214,8 @@ class SnapshotStore:
         self.disk = disk
         self.directory = directory
         self.cluster_id = cluster_id
+        self.format = FORMAT_OLDEST
+        """Version of the files that are made: it grows with the feature level of the state."""
         self.notes: tuple[str, ...] = ()
         """Sentences for the operator's log, about files that were passed over."""
         self._infos: list[SnapshotInfo] = []
@@ -384,10 +389,10 @@ def _is_whole(disk: Disk, path: str, info: SnapshotInfo, progress: Progress | No
         file.close()
 
 
-def _pack_header(meta: SnapshotMeta, cluster_id: int, image_bytes: int) -> bytes:
+def _pack_header(version: int, meta: SnapshotMeta, cluster_id: int, image_bytes: int) -> bytes:
     description = encode_meta(meta)
     check(len(description) <= META_BYTES_MAX, "a membership must fit", bytes=len(description))
-    head = _HEAD.pack(MAGIC, FORMAT_VERSION, 0, cluster_id, image_bytes, len(description))
+    head = _HEAD.pack(MAGIC, version, 0, cluster_id, image_bytes, len(description))
     page = (head + description).ljust(HEADER_BYTES, b"\0")
     crc: int = google_crc32c.value(page)
     return page[:12] + crc.to_bytes(4, "little") + page[16:]
@@ -398,9 +403,10 @@ def _unpack_header(page: bytes, path: str) -> tuple[SnapshotMeta, int, int]:
     if page[:8] != MAGIC:
         raise CorruptionError(f"{path}: not a raftkv snapshot", path=path, offset=0)
     version = int.from_bytes(page[8:12], "little")
-    if version != FORMAT_VERSION:
+    if not FORMAT_OLDEST <= version <= FORMAT_VERSION:
         raise FormatError(
-            f"{path}: snapshot format {version}, but this program reads format {FORMAT_VERSION}; "
+            f"{path}: snapshot format {version}, but this program reads formats {FORMAT_OLDEST} "
+            f"to {FORMAT_VERSION}; "
             "use the version of raftkv that wrote it, or newer",
             path=path,
             version=version,

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from raftkv.api.etcd.messages import ETCD
 from raftkv.server.offline import snapshot_status
@@ -123,3 +124,35 @@ async def test_a_member_added_by_an_etcd_client_joins(tmp_path: Path) -> None:
                 assert (await EtcdCalls(second).Range(key=b"k")).kvs[0].value == b"v"
             await client.MemberRemove(ID=added.member.ID)
             assert len((await client.MemberList(linearizable=True)).members) == 1
+
+
+async def test_metrics_that_dashboards_of_etcd_read_are_measured(
+    cluster: Cluster, clients: list[EtcdCalls]
+) -> None:
+    for client in clients:
+        await client.Put(key=b"k", value=b"v")
+    others = {f"{(await client.Status()).header.member_id:x}" for client in clients[1:]}
+    deadline = asyncio.get_running_loop().time() + 20
+    while True:
+        _, page, _ = await cluster.call(cluster.members[0], "GET", "/metrics")
+        samples = {
+            (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+            for family in text_string_to_metric_families(page.decode())
+            for sample in family.samples
+        }
+        pinged = [("etcd_network_peer_round_trip_time_seconds_count", each) for each in others]
+        if all(samples.get(name, 0) for name in pinged):
+            break
+        assert asyncio.get_running_loop().time() < deadline, samples
+        await asyncio.sleep(0.1)
+    for name in (
+        "etcd_disk_wal_fsync_duration_seconds",
+        "etcd_disk_backend_commit_duration_seconds",
+    ):
+        assert samples[f"{name}_bucket", "+Inf"] == samples[f"{name}_count",] >= 3
+        assert samples[f"{name}_sum",] > 0
+    for each in others:
+        assert samples["etcd_network_peer_sent_bytes_total", each] > 0
+        assert samples["etcd_network_peer_received_bytes_total", each] > 0
+    assert samples["etcd_network_client_grpc_sent_bytes_total",] > 0
+    assert samples["grpc_server_handled_total", "OK", "Put", "etcdserverpb.KV", "unary"] == 1

@@ -30,6 +30,7 @@ SECONDS: Final = 30
 
 _UNEQUAL: Final = [
     (re.compile(r" +"), " "),
+    (re.compile(r"-{5,}"), "-----"),
     (re.compile(r"\b[0-9a-f]{12,16}\b"), "<id>"),
     (re.compile(r"(https?://)?127\.0\.0\.1:\d+"), "<address>"),
     (re.compile(r'"(cluster_id|member_id|ID|raft_term|leader|raftTerm|raftIndex)":\d+'), r'"\1":0'),

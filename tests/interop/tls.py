@@ -36,7 +36,7 @@ def flags(files: TlsFiles) -> tuple[str, ...]:
     """etcdctl's. Hashing passwords takes etcd seconds on a busy machine."""
     return (
         f"--cacert={files.ca}", f"--cert={files.cert}", f"--key={files.key}",
-        "--command-timeout=25s",
+        "--command-timeout=25s", "--dial-timeout=20s",
     )  # fmt: skip
 
 

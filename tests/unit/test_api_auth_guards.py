@@ -45,6 +45,9 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "listMembers": ("GET", "/api/members", None),
     "addMember": ("POST", "/api/members", {"peer_urls": ["http://h:1"]}),
     "removeMember": ("DELETE", f"/api/members/{MEMBER}", None),
+    "replaceMember": (
+        "POST", f"/api/members/{MEMBER}/replace", {"peer_urls": ["http://h:1"]},
+    ),
     "promoteMember": ("POST", f"/api/members/{MEMBER}/promote", None),
     "transferLeader": ("POST", "/api/leader/transfer", None),
     "compact": ("POST", "/api/compact", None),

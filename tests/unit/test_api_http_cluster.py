@@ -11,6 +11,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client.parser import text_string_to_metric_families
 
+from raftkv.api.etcd.version import SERVER_VERSION
 from raftkv.api.http.docs import render_docs
 from raftkv.api.http.door import all_routes
 from raftkv.api.http.openapi import build_openapi, places, problem_statuses, request_headers
@@ -28,11 +29,24 @@ class Cluster(LocalStore):
         self.others: dict[int, MemberInfo] = {}
         self.ailments: dict[str, str] = {}
         self.no_leader = False
+        self.to_be_promoted = False
 
     def members(self) -> list[MemberInfo]:
         return [*super().members(), *self.others.values()]
 
-    async def add_member(self, name: str, peer_urls: tuple[str, ...], learner: bool) -> MemberInfo:
+    async def add_member(
+        self,
+        name: str,
+        peer_urls: tuple[str, ...],
+        learner: bool,
+        *,
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> MemberInfo:
+        if promote:
+            self.to_be_promoted = True
+        if instead_of is not None:
+            await self.remove_member(instead_of)
         member = MemberInfo(7, name, peer_urls, (), learner, False, match_index=0)
         self.others[7] = member
         return member
@@ -164,6 +178,11 @@ async def test_metrics_count_what_happened() -> None:
         assert samples[count, ("operation", "none"), ("status", "404")] == 1
         assert samples["etcd_server_has_leader",] == 1
         assert samples["etcd_debugging_mvcc_keys_total",] == 1
+        assert samples["etcd_server_is_learner",] == 0
+        assert samples["etcd_server_version", ("server_version", SERVER_VERSION)] == 1
+        assert samples["etcd_debugging_mvcc_current_revision",] == 4
+        assert samples["process_resident_memory_bytes",] > 1_000_000
+        assert samples["etcd_disk_wal_fsync_duration_seconds_count",] == 0  # it has no log
         assert samples["raftkv_revision",] == 4
         assert samples["raftkv_proposals_committed_total",] == 3
         assert samples["raftkv_http_connections",] == 1

@@ -645,6 +645,17 @@ def test_a_corrupt_cluster_refuses_every_change() -> None:
     assert driver.ok(c.put(b"k", b"v", once=b"o")).revision == 3
 
 
+def test_an_alarm_of_no_member_is_raised_and_taken_back_by_hand() -> None:
+    driver = Driver()
+    driver.machine.bootstrap(1, 1, b"", [member(1)])
+    assert driver.ok(c.alarm(1, 0, True)).changed
+    assert isinstance(driver.do(c.put(b"k", b"v")), NoSpace)
+    driver.ok(c.alarm(1, 1, False))
+    assert driver.machine.alarms == {(1, 0)}
+    driver.ok(c.alarm(1, 0, False))
+    driver.ok(c.put(b"k", b"v"))
+
+
 def test_alarms_of_a_removed_member_go_with_it() -> None:
     driver = Driver()
     driver.machine.bootstrap(1, 1, b"", [member(1), member(2)])

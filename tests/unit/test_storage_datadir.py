@@ -177,7 +177,7 @@ def test_a_parent_that_may_not_be_read_is_no_obstacle() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"format": 2}, "data format 2 of a newer raftkv"),
+        ({"format": 3}, "data format 3 of a newer raftkv"),
         ({"format": 0}, "data format 0 of a older raftkv"),
         ({"program": "other"}, "not written by raftkv"),
         ({"format": "1"}, "not written by raftkv"),

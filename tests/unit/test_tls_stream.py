@@ -541,8 +541,12 @@ def test_a_desk_that_closes_cuts_off_what_is_under_way(run: Run, pki: Pki) -> No
             reader, _ = await served.open()
             await until(lambda: served.desk.under_way)
             served.desk.close()
-            with pytest.raises((OSError, asyncio.IncompleteReadError)):
-                await reader.readexactly(1)
+            late, writer = await served.open()
+            with contextlib.suppress(OSError):
+                writer.write(b"\x16\x03\x01")
+            for stream in (reader, late):
+                with pytest.raises((OSError, asyncio.IncompleteReadError)):
+                    await stream.readexactly(1)
             assert served.desk.under_way == 0
 
     run(scenario)

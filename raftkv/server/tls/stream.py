@@ -62,6 +62,7 @@ class HandshakeDesk:
         self._name = name
         self._under_way: dict[TlsStream, asyncio.TimerHandle] = {}
         self._causes: set[str] = set()
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftkv-tls")
 
     @property
@@ -71,12 +72,16 @@ class HandshakeDesk:
 
     def close(self) -> None:
         """The listener has closed: cut off what is under way, and end the thread."""
+        self._closed = True
         for stream in list(self._under_way):
             stream.abort()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, stream: TlsStream) -> None:
         """Count a handshake in, and give it its time."""
+        if self._closed:
+            stream.abort()  # accepted while the port was being closed
+            return
         if len(self._under_way) >= self._most:
             next(iter(self._under_way)).give_up("too many handshakes at a time")
         self._under_way[stream] = self.loop.call_later(
