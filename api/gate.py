@@ -26,6 +26,7 @@ from raftkv.api.callers import TOKEN_NEEDED, Caller, CertifiedCaller, KnownCalle
 from raftkv.api.http.pages import ANY, Pages
 from raftkv.api.http.refusals import ForeignOrigin, UnsupportedMediaType
 from raftkv.api.login import LoginDesk
+from raftkv.api.observe import open_observer
 from raftkv.api.pace import Pace
 from raftkv.api.tokens import RandomTokens, Tokens, bearer, invalid, make_tokens, wall_ms
 from raftkv.errors import InvalidAuthToken, PermissionDenied
@@ -35,6 +36,7 @@ from raftkv.server.passwords import Passwords
 from raftkv.server.token_spec import parse_token_spec
 
 if TYPE_CHECKING:
+    from raftkv.api.observe import Observer
     from raftkv.server.config import ServerConfig
     from raftkv.server.store import Done, Store
     from raftkv.server.watch import Watch
@@ -92,11 +94,14 @@ class Gate:
         passwords: Passwords | None = None,
         pages: Pages | None = None,
         clock_ms: Callable[[], int] = wall_ms,
+        observer: Observer | None = None,
         pace: Pace | None = None,
     ) -> None:
         self._machine = store.machine
         self._store = store
         self._clock_ms = clock_ms
+        self.observer = observer
+        """Who follows requests for the audit log and for traces, if anybody does."""
         self.pace = pace
         """How many requests a client may send; None: any number."""
         self.pages = pages
@@ -211,6 +216,8 @@ class Gate:
     def close(self) -> None:
         """The member stops."""
         self.passwords.close()
+        if self.observer is not None:
+            self.observer.close()
 
     # -- web pages -------------------------------------------------------------------------------
 
@@ -254,7 +261,8 @@ def open_gate(store: Store, config: ServerConfig) -> Gate:
     if config.cors or config.host_whitelist != (ANY,):
         pages = Pages(config.cors, config.host_whitelist)
     tokens = make_tokens(store, spec, config.auth_token_ttl)
-    return Gate(store, tokens=tokens, pages=pages, pace=pace)
+    observer = open_observer(store, config)
+    return Gate(store, tokens=tokens, pages=pages, pace=pace, observer=observer)
 
 
 class _Remembered:

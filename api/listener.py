@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from raftkv.api.slow import SlowRequests
 from raftkv.errors import ConfigError
 from raftkv.limits import (
     CONNECTIONS_MAX,
@@ -26,6 +27,7 @@ from raftkv.server.tls.settings import client_side
 from raftkv.server.tls.stream import HandshakeDesk, TlsStream
 
 if TYPE_CHECKING:
+    from raftkv.api.gate import Gate
     from raftkv.server.config import ServerConfig
     from raftkv.server.store import Store
     from raftkv.server.tls.settings import ClientSide
@@ -57,6 +59,9 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def under_way(self) -> Iterable[Any]:
+        """Requests that should be answered soon and are not yet; see `raftkv.api.slow`."""
+
 
 Factory = Callable[["Listener"], Connection]
 
@@ -73,6 +78,7 @@ class Listener:
         on_drain: Callable[[], None] | None = None,
         on_closed: Callable[[], None] | None = None,
         connections_max: int = CONNECTIONS_MAX,
+        slow_request_ms: int = 0,
         connections_per_address_max: int = 0,
     ) -> None:
         self.http1 = http1
@@ -87,6 +93,10 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         """Seconds on the loop's clock, refreshed by the sweep: precise enough for deadlines."""
+        self.slow: SlowRequests | None = None
+        if slow_request_ms:
+            self.slow = SlowRequests(slow_request_ms, self._now_ms)
+        self._looker: asyncio.TimerHandle | None = None
         self.tls: ClientSide | None = None
         self.handshakes: HandshakeDesk | None = None
         self._on_sweep = on_sweep
@@ -123,6 +133,8 @@ class Listener:
         except OSError as error:
             raise ConfigError(_bind_trouble(host, port, error), host=host, port=port) from error
         self._schedule_sweep()
+        if self.slow is not None:
+            self._look(self.slow)
         return self
 
     def _accept(self) -> asyncio.Protocol:
@@ -198,6 +210,17 @@ class Listener:
             connection.sweep(self.now)
         self._schedule_sweep()
 
+    def _now_ms(self) -> int:
+        return int(self.loop.time() * 1000)
+
+    def _look(self, slow: SlowRequests) -> None:
+        self._looker = self.loop.call_later(slow.pause_seconds, self._look, slow)
+        slow.look(self._under_way())
+
+    def _under_way(self) -> Iterator[Any]:
+        for connection in self.connections:
+            yield from connection.under_way()
+
     async def close(self, grace_seconds: float = HTTP_DRAIN_SECONDS) -> None:
         """Stop accepting, let what is under way finish within the grace, then cut off the rest."""
         if self._closed:
@@ -219,8 +242,9 @@ class Listener:
             connection.abort()
         while self.connections:
             await asyncio.sleep(0)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._looker):
+            if timer is not None:
+                timer.cancel()
         if self._server is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._server.wait_closed()
@@ -287,6 +311,9 @@ class _Sniffer(asyncio.Protocol):
         if now - self._since > HTTP_REQUEST_SECONDS and self._transport is not None:
             self._transport.abort()
 
+    def under_way(self) -> Iterable[Any]:
+        return ()
+
     def drain(self) -> None:
         self.abort()
 
@@ -306,13 +333,11 @@ def _bind_trouble(host: str, port: int, error: OSError) -> str:
     return f"Cannot listen on {where}: {error.strerror or error}"
 
 
-async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
+async def start_listeners(store: Store, config: ServerConfig, gate: Gate) -> list[Listener]:
     """Serve `store` on every client URL of `config`. All or none: raises `ConfigError`."""
     # The doors stand on this module, so they are only looked up when they are opened.
-    from raftkv.api.gate import open_gate
     from raftkv.api.http.door import start_http
 
-    gate = open_gate(store, config)
     tls = client_side(config)
     listeners: list[Listener] = []
     try:
@@ -327,6 +352,7 @@ async def start_listeners(store: Store, config: ServerConfig) -> list[Listener]:
                     tls=tls if url.startswith("https://") else None,
                     gate=gate,
                     connections_max=config.max_connections,
+                    slow_request_ms=config.slow_request_ms,
                     connections_per_address_max=config.max_connections_per_address,
                 )
             )

@@ -31,6 +31,7 @@ from raftkv.limits import (
 )
 
 if TYPE_CHECKING:
+    from raftkv.api.observe import Trail
     from raftkv.errors import RaftkvError
     from raftkv.server.passwords import Passwords
     from raftkv.server.store import Store
@@ -101,10 +102,13 @@ class LoginDesk:
         self._good: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Users and the addresses they logged in from."""
 
-    def log_in(self, user: str, password: str, source: str, done: Recipient) -> None:
+    def log_in(
+        self, user: str, password: str, source: str, done: Recipient, trail: Trail | None = None
+    ) -> None:
         """Calls `done` with a token, or with AuthenticationFailed, AuthNotEnabled, TooManyRequests
-        or what else refused it. `source` is the caller's address."""
-        _Login(self, user, password, source, done).begin()
+        or what else refused it. `source` is the caller's address. `trail` hears of the user, if
+        there is such a one."""
+        _Login(self, user, password, source, done, trail).begin()
 
     def admit(self, user: str, source: str) -> float:
         """Charge an attempt; or the seconds that it has to wait, if any."""
@@ -148,10 +152,18 @@ def network_of(source: str) -> str:
 class _Login:
     """One attempt, from callback to callback."""
 
-    __slots__ = ("_auth_revision", "_desk", "_done", "_known", "_password", "_source", "_user")
+    __slots__ = (
+        "_auth_revision", "_desk", "_done", "_known", "_password", "_source", "_trail", "_user",
+    )  # fmt: skip
 
     def __init__(
-        self, desk: LoginDesk, user: str, password: str, source: str, done: Recipient
+        self,
+        desk: LoginDesk,
+        user: str,
+        password: str,
+        source: str,
+        done: Recipient,
+        trail: Trail | None,
     ) -> None:
         self._desk = desk
         # Cut where nothing longer exists, because names of attempts are remembered.
@@ -159,6 +171,7 @@ class _Login:
         self._password = password[: PASSWORD_BYTES_MAX + 1]
         self._source = network_of(source)
         self._done = done
+        self._trail = trail
         self._known = False
         self._auth_revision = 0
 
@@ -183,6 +196,8 @@ class _Login:
         else:
             found = auth.users.get(self._user)
             self._known = found is not None
+            if self._trail is not None and self._known:
+                self._trail.user = self._user
             self._auth_revision = auth.revision
             password, self._password = self._password, ""
             self._desk._passwords.verify(

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 from collections.abc import Callable
+from functools import partial
 
+from raftkv.api.gate import Gate, open_gate
 from raftkv.api.listener import Listener, start_listeners
 from raftkv.errors import ConfigError, RaftkvError
+from raftkv.server import logs
 from raftkv.server.config import ServerConfig
 from raftkv.server.disaster import open_alone
 from raftkv.server.discovery import discovered
 from raftkv.server.member import Member
 from raftkv.server.opening import open_member
+from raftkv.server.sd_notify import Notifier
 from raftkv.server.tls.settings import check_exposure
 
 log = logging.getLogger(__name__)
@@ -55,13 +60,17 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
         opened.close(clean=True)
         raise
     member = Member(config, opened, loop)
+    logs.IDENTITY.begin(member.stamp)
+    notifier = Notifier(os.environ)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     listeners: list[Listener] = []
+    gate: Gate | None = None
     try:
         await member.start()
-        listeners = await start_listeners(member, config)
+        gate = open_gate(member, config)
+        listeners = await start_listeners(member, config, gate)
         # What lives now lives for good: the collector need not look at it again, and a sweep of
         # the youngest objects every 700 of them would cost more than it ever frees.
         gc.collect()
@@ -78,13 +87,26 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
         )
         if on_started is not None:
             on_started(member)
+        notifier.ready(loop, partial(_in_words, member))
         member.ended.add_done_callback(lambda _: stop.set())
         await stop.wait()
         if not member.ended.done():
             log.info("stopping")
     finally:
+        notifier.stopping()
         await asyncio.gather(*(listener.close(DRAIN_SECONDS) for listener in listeners))
         await member.stop()
+        if gate is not None:
+            # It writes out what waits for the audit log.
+            await loop.run_in_executor(None, gate.close)
+        notifier.close()
     error = member.ended.result()
     if isinstance(error, RaftkvError):
         raise error
+
+
+def _in_words(member: Member) -> str:
+    """What `systemctl status` shows."""
+    status = member.status()
+    problems = "; ".join(status["problems"]) or "healthy"
+    return f"{status['role']}, term {status['term']}, revision {status['revision']}: {problems}"

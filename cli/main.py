@@ -27,6 +27,7 @@ COMMANDS = {
     "role": Lazy("raftkv.cli.auth:role", "Roles, and what they may do.", "Access control"),
     "cert": Lazy("raftkv.cli.cert:cert", "Make certificates for TLS.", "Access control"),
     "status": Lazy("raftkv.cli.status:status", "Show how each member is.", "Cluster"),
+    "top": Lazy("raftkv.cli.top:top", "Watch all members, live.", "Cluster"),
     "health": Lazy("raftkv.cli.status:health", "Check that each member is healthy.", "Cluster"),
     "endpoint": Lazy(
         "raftkv.cli.endpoint:endpoint", "Endpoints, one by one, as etcdctl shows them.", "Cluster"

@@ -9,45 +9,44 @@ import click
 from raftkv.cli.exits import FAILED, UNAVAILABLE
 from raftkv.cli.output import note, plain, size_text
 from raftkv.cli.session import Session, common_options
+from raftkv.cli.standing import Standing, ask_all, commit_index, health_text
 from raftkv.errors import RaftkvError
 
 if TYPE_CHECKING:
     from raftkv.client.client import AsyncClient
     from raftkv.client.results import Status
 
-COLUMNS = (
-    "ENDPOINT",
-    "NAME",
-    "ROLE",
-    "TERM",
-    "REVISION",
-    "APPLIED",
-    "STATE HASH",
-    "SIZE",
-    "HEALTH",
-)
+COLUMNS = ("NAME", "ENDPOINT", "ROLE", "TERM", "REVISION", "LAG", "DB", "HEALTH")
 
 
 @click.command()
-@click.option("--cluster", is_flag=True, help="Ask every member, not only the given endpoints.")
+@click.option(
+    "--cluster/--no-cluster",
+    default=True,
+    help="Ask every member, or only the given endpoints.  [default: every member]",
+)
 @common_options
 def status(session: Session, cluster: bool) -> None:
     """Show how each member is.
 
-    Exits with 5 when no endpoint answers.
+    LAG is how many log entries it is behind what the cluster agreed on. Exits with 5 when no
+    endpoint answers.
     """
+    show(session, cluster=cluster)
 
-    async def work(client: AsyncClient) -> tuple[tuple[str, Status | RaftkvError], ...]:
+
+def show(session: Session, *, cluster: bool = True) -> None:
+    """Print how the members are, once."""
+
+    async def work(client: AsyncClient) -> list[Standing]:
         if cluster:
-            members = await client.cluster.members()
-            urls = [url for item in members for url in item.client_urls[:1]]
-            async with session.client(urls or client.endpoints) as wide:
-                return await wide.cluster.statuses()
-        return await client.cluster.statuses()
+            return await ask_all(session, client)
+        return list(await client.cluster.statuses())
 
     found = session.run(work)
     if session.output.format == "table":
-        session.output.table(COLUMNS, [_row(endpoint, view) for endpoint, view in found])
+        agreed = commit_index(found)
+        session.output.table(COLUMNS, [_row(endpoint, view, agreed) for endpoint, view in found])
     else:
         items = [_json(endpoint, view) for endpoint, view in found]
         if session.output.format == "json":
@@ -59,22 +58,18 @@ def status(session: Session, cluster: bool) -> None:
         click.get_current_context().exit(UNAVAILABLE)
 
 
-def _row(endpoint: str, view: Status | RaftkvError) -> tuple[object, ...]:
+def _row(endpoint: str, view: Status | RaftkvError, agreed: int) -> tuple[object, ...]:
     if isinstance(view, RaftkvError):
-        return (endpoint, "", "", "", "", "", "", "", f"no answer: {view.message}")
-    health = "ok" if view.healthy else ", ".join(view.alarms) or "not healthy"
-    if view.raw.get("space_low"):
-        health += ", space runs low"
+        return ("", endpoint, "", "", "", "", "", f"no answer: {view.message}")
     return (
-        endpoint,
         view.name,
+        endpoint,
         view.role,
         view.term,
         view.revision,
-        view.applied_index,
-        f"{view.state_hash[:8]}@{view.hash_index}" if view.state_hash else "",
+        max(0, agreed - view.applied_index),
         size_text(view.db_bytes),
-        health,
+        health_text(view),
     )
 
 

@@ -81,8 +81,9 @@ class AuthService(Service):
 
     def authenticate(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer AuthenticateResponse with a token."""
+        trail = self.rpcs.trail(call)
         self.rpcs.gate.logins.log_in(
-            request.name, _taken(request), call.source, partial(self._issued, call)
+            request.name, _taken(request), call.source, partial(self._issued, call), trail
         )
 
     @answering

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from raftkv.api.etcd.answers import STOPPED
@@ -17,7 +18,7 @@ from raftkv.api.etcd.messages import ETCD, METHODS
 from raftkv.api.etcd.rpc import Rpcs, Service
 from raftkv.api.etcd.watch import WatchService
 from raftkv.api.gate import Gate
-from raftkv.api.grpc.calls import Call, StreamCall
+from raftkv.api.grpc.calls import Call, StreamCall, UnaryCall
 from raftkv.api.grpc.health import Health
 from raftkv.api.grpc.reflection import Reflection
 from raftkv.api.grpc.server import GrpcServer
@@ -39,6 +40,10 @@ SERVICES: Final[tuple[type[Service], ...]] = (
 )
 
 
+WAITING: Final = frozenset(("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
+"""Unary RPCs that wait for others by their nature."""
+
+
 class EtcdDoor:
     """One store behind gRPC. Needs a running loop; `close` when its listener has closed."""
 
@@ -54,6 +59,7 @@ class EtcdDoor:
         for path, (_, stream) in self.rpcs.streams.items():
             kind = "bidi_stream" if METHODS[path].client_streaming else "server_stream"
             self.server.streaming(path, stream, kind)
+        self.server.observer = self.rpcs.gate.observer
         self.health = Health(self.server)
         Reflection(self.server, ETCD)
         self.tick()
@@ -106,6 +112,12 @@ class EtcdConnection(GrpcProtocol):
 
     def sweep(self, now: float) -> None:
         """Deadlines are the shell's."""
+
+    def under_way(self) -> Iterator[UnaryCall]:
+        """See `raftkv.api.listener.Connection`."""
+        for stream in self._connection.streams.values():
+            if isinstance(stream, UnaryCall) and not stream.ended and stream.path not in WAITING:
+                yield stream
 
     def drain(self) -> None:
         """Let what is under way finish, end what would never end by itself, then close."""

@@ -127,21 +127,24 @@ class Gateway:
         target = self._targets.get(path[len(prefix) :])
         if target is None:
             fail(x, Status.NOT_FOUND, "Not Found")
-        elif target.streaming and wants_socket(x):
-            x.route = target.route
+            return True
+        x.route = target.route
+        if x.trail is not None:
+            x.trail.operation = target.route.operation
+        if target.streaming and wants_socket(x):
             # A page of any site may open a socket, and no preflight asks first.
             if not x.granted:
                 self._gate.admit(b"POST", x.request.headers)
             target.handler(stream := SocketStream(x, target.response, target.request))
             stream.resume()
         elif x.request.method != b"POST":
-            x.route = target.route
             fail(x, Status.UNIMPLEMENTED, "Method Not Allowed", 405)
         else:
-            x.route = target.route
             try:
                 self._begin(x, target)
             except RaftkvError as error:
+                if x.trail is not None:
+                    x.trail.failed(error)
                 fail(x, *answers.row_of(error))
         return True
 

@@ -16,6 +16,7 @@ from raftkv.errors import InvalidRequest, RaftkvError
 
 if TYPE_CHECKING:
     from raftkv.api.http.exchange import Exchange
+    from raftkv.api.observe import Trail
 
 HTTP_STATUS: Final[dict[int, int]] = {
     Status.CANCELLED: 499,
@@ -116,6 +117,11 @@ class JsonUnary(_JsonCall):
     """A unary RPC as one HTTP request. See `rpc.Unary`."""
 
     __slots__ = ()
+
+    @property
+    def trail(self) -> Trail | None:
+        """That of the HTTP request, which is told the answer, too."""
+        return self._x.trail
 
     def reply(self, message: bytes) -> None:
         """See `Unary`."""

@@ -32,6 +32,7 @@ from raftkv.errors import (
 if TYPE_CHECKING:
     from raftkv.api.callers import Caller
     from raftkv.api.gate import Gate
+    from raftkv.api.observe import Observer, Trail
     from raftkv.server.store import Store
 
 P = ParamSpec("P")
@@ -124,6 +125,8 @@ class Rpcs:
         """Streams to end when there is no leader for a while; may hold some that have ended."""
         self._without_leader = 0
         self._report = report
+        self._message_trail: Trail | None = None
+        """That of the message of a stream that is being taken."""
 
     # ---- registration
 
@@ -156,7 +159,8 @@ class Rpcs:
             except Exception as failure:
                 self.refuse(call, failure)
 
-        self.unary[path] = (request, start)
+        observer = self.gate.observer
+        self.unary[path] = (request, start if observer is None else observer.unary(path, start))
 
     def add_stream(
         self,
@@ -169,6 +173,8 @@ class Rpcs:
         The taker asks `admit` for each of them: whether a refusal ends the stream is its affair.
         """
 
+        observer = self.gate.observer
+
         def opened(call: Streaming) -> None:
             take = start(call)
             if call.meta("hasleader") == "true":
@@ -180,7 +186,16 @@ class Rpcs:
                 except Exception as error:
                     self.break_off(call, error)
 
-            call.on_message = received
+            def followed(observer: Observer, message: bytes) -> None:
+                trail = self._message_trail = observer.begin_rpc(call, path)
+                try:
+                    received(message)
+                finally:
+                    self._message_trail = None
+                    if trail is not None:
+                        trail.taken()
+
+            call.on_message = received if observer is None else partial(followed, observer)
 
         self.streams[path] = (request, opened)
 
@@ -211,6 +226,19 @@ class Rpcs:
         Asked once for each request message. Handlers propose, read, renew and watch through what it
         answers, and never through `self.store`.
         """
+        trail = self.trail(call)
+        if trail is None:
+            return self._admitted(call, path, request)
+        trail.operation = path
+        try:
+            caller = self._admitted(call, path, request)
+            needs = caller.needs if self.gate.enabled else GUARDS[path](request)
+        except Exception as error:
+            trail.failed(error)
+            raise
+        return trail.follow(caller, needs)
+
+    def _admitted(self, call: AnyCall, path: str, request: Any) -> Caller:
         if self.learner and not (
             path in SERVED_BY_LEARNERS and getattr(request, "serializable", True)
         ):
@@ -234,8 +262,20 @@ class Rpcs:
         """Wait until local reads are fresh, and the call is still allowed by the rules then."""
         await self.outcome(caller.read_index)
 
+    def trail(self, call: AnyCall) -> Trail | None:
+        """Where what a call does is noted down, if anybody follows it."""
+        if self.gate.observer is None:
+            return None
+        if self._message_trail is not None:
+            return self._message_trail
+        trail: Trail | None = getattr(call, "trail", None)
+        return trail
+
     def refuse(self, call: AnyCall, error: BaseException) -> None:
         """Answer with an error; anything but a refusal or an unknown outcome is a bug of ours."""
+        trail = self.trail(call)
+        if trail is not None:
+            trail.failed(error)
         if isinstance(error, CallFault):
             call.fail(error.status, error.text)
         elif isinstance(error, DecodeError):

@@ -307,6 +307,10 @@ class UnaryCall(Call):
         self.connection.hold(self, 0)
         return complete[0]
 
+    def described(self) -> dict[str, str]:
+        """What a log line may say of the call."""
+        return {"operation": self.path, "source": self.source}
+
     def reply(self, message: bytes, trailing: Metadata | None = None) -> None:
         """Answer with one message and status OK. Ignored once the call has ended."""
         connection = self.connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from raftkv import limits
 from raftkv.api.grpc import status
@@ -22,6 +22,9 @@ from raftkv.api.grpc.messages import GZIP, IDENTITY, CallFault
 from raftkv.api.grpc.requests import RequestHead
 from raftkv.api.grpc.status import Status
 from raftkv.errors import check
+
+if TYPE_CHECKING:
+    from raftkv.api.observe import Observer
 
 UnaryHandler = Callable[[UnaryCall, bytes], None]
 StreamHandler = Callable[[StreamCall], None]
@@ -53,6 +56,8 @@ class GrpcServer:
         """Connections with deadlines running; `on_timed` is called when the first joins."""
         self.on_timed: Callable[[], None] | None = None
         self.draining = False
+        self.observer: Observer | None = None
+        """Who follows the calls of what is registered from now on, if anybody does."""
         self.bytes_received = 0
         self.bytes_sent = 0
         self._http = http
@@ -83,6 +88,9 @@ class GrpcServer:
         key = path.encode("ascii")
         check(path.startswith("/") and path.count("/") == 2, "not a gRPC path", path=path)
         check(key not in self._routes, "method registered twice", path=path)
+        if self.observer is not None:
+            follow = self.observer.unary if opens is UnaryCall else self.observer.stream
+            handler = follow(path, handler)
         self._routes[key] = (opens, handler, MethodCounts(kind))
 
     @property

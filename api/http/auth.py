@@ -64,7 +64,9 @@ def names_of(x: Exchange) -> list[str]:
 
 def post_login(x: Exchange) -> None:
     body = read_secret(x, LOGIN)
-    x.door.gate.logins.log_in(body["user"], body.pop("password"), x.source, partial(_logged_in, x))
+    x.door.gate.logins.log_in(
+        body["user"], body.pop("password"), x.source, partial(_logged_in, x), x.trail
+    )
 
 
 @answering

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from raftkv.api.http.exchange import Exchange
@@ -304,6 +304,14 @@ class HttpConnection(asyncio.Protocol):
     def _sending(self, transport: asyncio.Transport) -> bool:
         waiting: int = transport.get_write_buffer_size()
         return waiting > 0 and self._listener.now - self._since < HTTP_IDLE_SECONDS
+
+    def under_way(self) -> Iterable[Any]:
+        """See `raftkv.api.listener.Connection`. Streams, and calls that wait for something to
+        happen, say so by `on_stopping`."""
+        current = self._current
+        if current is None or current.streaming or current.on_stopping is not None:
+            return ()
+        return (current,)
 
     def drain(self) -> None:
         """The member stops: close when idle, end what would never end by itself."""

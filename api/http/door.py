@@ -100,6 +100,9 @@ class HttpDoor:
     def handle(self, x: Exchange) -> None:
         """Find the handler of a request and let it answer. Never raises."""
         request = x.request
+        observer = self.gate.observer
+        if observer is not None:
+            x.trail = observer.begin_http(x)
         try:
             if request.refusal is not None:
                 raise request.refusal
@@ -119,12 +122,16 @@ class HttpDoor:
                 self.gate.pace.of_address(x.source)
             route, x.places = self.router.find(request.method, path)
             x.route = route
+            if x.trail is not None:
+                x.trail.operation = route.operation
             x.query = route.read_query(request.query)
             if route.body is not None:
                 Gate.admit_json(request.headers)
             if self._machine.auth.enabled:
                 self._judge(x, route)
             else:
+                if x.trail is not None:
+                    x.caller = x.trail.follow(x.caller, route.guard(x))
                 route.handler(x)
         except Exception as error:
             self.failed(x, error)
@@ -143,6 +150,8 @@ class HttpDoor:
                 raise
             self.store.read_index(partial(self._judge_again, x, route))
             return
+        if x.trail is not None:
+            x.caller = x.trail.follow(x.caller, x.needs)
         route.handler(x)
 
     def _judge_again(self, x: Exchange, route: Route, error: RaftkvError | None) -> None:
@@ -208,6 +217,7 @@ async def start_http(
     reuse_port: bool = False,
     gate: Gate | None = None,
     connections_max: int = CONNECTIONS_MAX,
+    slow_request_ms: int = 0,
     connections_per_address_max: int = 0,
 ) -> Listener:
     """Serve `store` on `host`:`port` (0: any free port, see `Listener.port`), to HTTP/1.1 and to
@@ -235,6 +245,7 @@ async def start_http(
         on_drain=drain,
         on_closed=etcd.close,
         connections_max=connections_max,
+        slow_request_ms=slow_request_ms,
         connections_per_address_max=connections_per_address_max,
     )
     door.listener = listener

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raftkv.api.http.door import HttpDoor
     from raftkv.api.http.parser import Request
     from raftkv.api.http.router import Route
+    from raftkv.api.observe import Trail
     from raftkv.machine.access import Accesses
     from raftkv.machine.machine import Machine
 
@@ -60,6 +61,7 @@ class Exchange:
         "request",
         "route",
         "streaming",
+        "trail",
     )
 
     def __init__(self, connection: HttpConnection, door: HttpDoor, request: Request) -> None:
@@ -87,6 +89,8 @@ class Exchange:
         self.places: tuple[bytes, ...] = ()
         self.query: dict[str, Any] = {}
         self.route: Route | None = None
+        self.trail: Trail | None = None
+        """Where what it does is noted down, if anybody follows it."""
 
     @property
     def ended(self) -> bool:
@@ -148,6 +152,8 @@ class Exchange:
         head = ANSWER_HEAD % (STATUS_LINES[status], door.stamp_block(), headers, media, len(body))
         connection.write(head if self._head_only else head + body)
         door.counters.count(self.route, status)
+        if self.trail is not None:
+            self.trail.answered(status)
         connection.finished(self)
 
     def empty(self, status: int, headers: bytes = b"") -> None:
@@ -165,6 +171,8 @@ class Exchange:
             )
         )
         self.door.counters.count(self.route, status)
+        if self.trail is not None:
+            self.trail.answered(status)
         connection.finished(self)
 
     def fail(self, error: BaseException) -> None:
@@ -172,6 +180,8 @@ class Exchange:
         if self.streaming:
             self.cut_off()
             return
+        if self.trail is not None:
+            self.trail.failed(error)
         row = http_outcome(error)
         headers = b""
         if row.retry_after_seconds is not None:
@@ -220,6 +230,8 @@ class Exchange:
             )
         )
         self.door.counters.count(self.route, status)
+        if self.trail is not None:
+            self.trail.answered(status, begun=True)
         if self._head_only:
             self._chunked = False
             self.end_stream()
@@ -240,6 +252,8 @@ class Exchange:
         connection.write(head)
         connection.take_over(take)
         self.door.counters.count(self.route, 101)
+        if self.trail is not None:
+            self.trail.answered(101, begun=True)
 
     def push(self, data: bytes) -> bool:
         """Send a piece of the body. False: hold back until `on_writable`, or `writable()`."""
@@ -300,11 +314,26 @@ class Exchange:
 
     # What the connection calls.
 
+    def described(self) -> dict[str, Any]:
+        """What a log line may say of the request."""
+        facts = {
+            "operation": self.request.method.decode("latin-1")
+            if self.route is None
+            else self.route.operation,
+            "source": self.source,
+            "user": self.caller.user,
+        }
+        if self.trail is not None:
+            facts["request"] = self.trail.request
+        return facts
+
     def lost(self) -> None:
         """The client has gone."""
         if self._connection is None:
             return
         self._connection = None
+        if self.trail is not None:
+            self.trail.lost()
         if self._task is not None:
             self._task.cancel()
         self.wake()

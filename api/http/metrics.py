@@ -16,6 +16,7 @@ from raftkv.api.http.etcd_metrics import of_grpc, of_store
 from raftkv.api.http.exchange import Exchange
 from raftkv.api.http.router import Answer, Route
 from raftkv.machine.access import ADMIN
+from raftkv.machine.commands import AlarmKind
 from raftkv.machine.quotas import QuotaKind
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class DoorCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metric families."""
         yield from self._http()
+        yield from self._audit()
         yield from self._store()
         yield from of_store(self._door.store)
         if self._names and self._door.store.machine.quotas:
@@ -81,7 +83,11 @@ class DoorCollector(Collector):
                 "Connections closed at once because there were too many.",
                 listener.connections_refused,
             )
-
+            yield CounterMetricFamily(
+                "raftkv_slow_requests",
+                "Requests that took longer than --slow-request-ms.",
+                0 if listener.slow is None else listener.slow.found,
+            )
             if listener.handshakes is not None:
                 handshakes = CounterMetricFamily(
                     "raftkv_tls_handshakes", "TLS handshakes of clients.", labels=("outcome",)
@@ -98,6 +104,18 @@ class DoorCollector(Collector):
             for per, number in sorted(pace.refused.items()):
                 refused.add_metric((per,), number)
             yield refused
+
+    def _audit(self) -> Iterator[Metric]:
+        observer = self._door.gate.observer
+        audit = None if observer is None else observer.audit
+        yield CounterMetricFamily(
+            "raftkv_audit_lines", "Lines written to the audit log.", audit.lines if audit else 0
+        )
+        yield CounterMetricFamily(
+            "raftkv_audit_lines_dropped",
+            "Lines that the audit log lost, for want of time or of space.",
+            audit.dropped if audit else 0,
+        )
 
     def _quotas(self) -> Iterator[Metric]:
         """By name, so only for who may see all names."""
@@ -134,6 +152,12 @@ class DoorCollector(Collector):
                 if level is not None:
                     words = name.replace("_", " ")
                     yield GaugeMetricFamily(f"raftkv_{name}", f"Now: {words}.", level)
+        raised = {alarm["alarm"] for alarm in status.get("alarms", ())}
+        for kind in AlarmKind:
+            alarm = kind.name.lower()
+            yield GaugeMetricFamily(
+                f"raftkv_alarm_{alarm}", "Whether this alarm is raised.", int(alarm in raised)
+            )
 
 
 def _number(value: Any) -> float | None:

@@ -82,6 +82,11 @@ def _done(wal: Wal, item: StorageWrite | Job, written: Written) -> bool:
     return True
 
 
+def monotonic_ms() -> int:
+    """Monotonic milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
 class AppendThread:
     """Owns the write side of the log. All but `join` is called on the loop."""
 
@@ -105,6 +110,8 @@ class AppendThread:
         self._on_failed = on_failed
         self._on_full = on_full
         self._full = False
+        self.busy_since_ms: int | None = None
+        """Since when it is at one write or sync, in monotonic milliseconds. Read on the loop."""
         self._pace = pace
         self._due: StorageWrite | None = None
         """What the loop is about to write by itself."""
@@ -186,20 +193,27 @@ class AppendThread:
     def _carry_out(self, items: Sequence[StorageWrite | Job]) -> Iterator[Written | None]:
         """As `append_steps`, with the syncs timed; None: the disk is full."""
         began: float | None = None
-        for step in append_steps(self._wal, items):
-            if step is Pause.SYNC:
-                began = time.perf_counter()
-            elif step is Pause.FULL:
-                yield None
-            else:
-                if began is not None:
-                    seconds = time.perf_counter() - began
-                    self._pace.took(seconds)
-                    self._stats.wal_fsync_seconds += seconds
-                    self._stats.wal_fsyncs += 1
-                    self._stats.wal_fsync_times.observe(seconds)
-                    began = None
-                yield step
+        self.busy_since_ms = monotonic_ms()
+        try:
+            for step in append_steps(self._wal, items):
+                self.busy_since_ms = monotonic_ms()
+                if step is Pause.SYNC:
+                    began = time.perf_counter()
+                elif step is Pause.FULL:
+                    self.busy_since_ms = None
+                    yield None
+                    self.busy_since_ms = monotonic_ms()
+                else:
+                    if began is not None:
+                        seconds = time.perf_counter() - began
+                        self._pace.took(seconds)
+                        self._stats.wal_fsync_seconds += seconds
+                        self._stats.wal_fsyncs += 1
+                        self._stats.wal_fsync_times.observe(seconds)
+                        began = None
+                    yield step
+        finally:
+            self.busy_since_ms = None
 
     # -- on the thread -----------------------------------------------------------------------------
 

@@ -406,6 +406,13 @@ class ServerConfig:
         "Log entries kept behind a snapshot, for members that lag a little.",
         group="Storage",
     )
+    disk_stall_ms: int = _setting(
+        limits.DISK_STALL_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "A leader whose log is at one write or sync for so long gives leadership up.",
+        group="Storage",
+    )
     wal_segment_bytes: int = _setting(
         limits.WAL_SEGMENT_BYTES,
         parse_size,
@@ -533,6 +540,48 @@ class ServerConfig:
         "Seconds after which a token that is not used ends.",
         group="Access",
     )
+    slow_request_ms: int = _setting(
+        limits.SLOW_REQUEST_MS_DEFAULT,
+        parse_duration_ms,
+        "MS",
+        "Log requests that take longer than this; 0 logs none.",
+        group="Observing",
+    )
+    audit_log: str = _setting(
+        "",
+        parse_text,
+        "FILE",
+        "Write a line for each request to this file: who, what, outcome; never values.",
+        group="Observing",
+    )
+    audit_log_size: int = _setting(
+        limits.AUDIT_FILE_BYTES,
+        parse_size,
+        "SIZE",
+        "Begin another audit file when one has this size.",
+        group="Observing",
+    )
+    audit_log_files: int = _setting(
+        limits.AUDIT_FILES,
+        parse_integer,
+        "N",
+        "Audit files to keep, the one being written included.",
+        group="Observing",
+    )
+    trace_endpoint: str = _setting(
+        "",
+        parse_text,
+        "URL",
+        "Send traces to this OpenTelemetry collector (OTLP over HTTP); needs raftkv[otel].",
+        group="Observing",
+    )
+    trace_one_in: int = _setting(
+        1_000,
+        parse_integer,
+        "N",
+        "Trace one request in N, and all that come with a sampled traceparent.",
+        group="Observing",
+    )
     cors: tuple[str, ...] = _setting(
         (),
         parse_origins,
@@ -631,8 +680,8 @@ class ServerConfig:
     )
     log_format: str = _choice(
         "text",
-        ("text", "json"),
-        "Log lines for people or for machines.",
+        ("text", "console", "json"),
+        "Log lines for people (text; console means the same) or for machines.",
         group="Process",
     )
 
@@ -803,6 +852,7 @@ def _reject(name: str, text: str, **facts: object) -> NoReturn:
 _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "heartbeat_interval": (1, 10_000),
     "election_timeout": (10, 50_000),
+    "disk_stall_ms": (100, 3_600_000),
     "snapshot_log_bytes": (limits.MIB, 1024 * limits.GIB),
     "snapshot_catchup_entries": (0, 10_000_000),
     "wal_segment_bytes": (2 * limits.WAL_RECORD_BYTES_MAX, 4 * limits.GIB),
@@ -813,6 +863,10 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "archive_interval": (100, 24 * 60 * 60 * 1000),
     "archive_bytes": (limits.ARCHIVE_FILE_BYTES_MAX, 1024 * 1024 * limits.GIB),
     "auth_token_ttl": (limits.TOKEN_TTL_SECONDS_MIN, limits.TOKEN_TTL_SECONDS_MAX),
+    "slow_request_ms": (0, 3_600_000),
+    "audit_log_size": (limits.KIB, 1024 * limits.GIB),
+    "audit_log_files": (1, 1_000),
+    "trace_one_in": (1, 1_000_000_000),
     "max_connections": (1, 1_000_000),
     "max_connections_per_address": (0, 1_000_000),
     "rate_limit_address": (0, 10_000_000),

@@ -1,7 +1,7 @@
 """Log lines, for people or for machines, on standard error.
 
-Lines are about the member's life (roles, members, files, refusals of peers), never about single
-requests. Values and keys of users are never logged.
+Lines are about the member's life (roles, members, files, refusals of peers), and about single
+requests only when these are slow or fail to log in. Values and keys of users are never logged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -51,10 +52,40 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(body, default=str)
 
 
+class Identity(logging.Filter):
+    """Adds to each line which member it is of, and that member's term and revision then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stamp: Callable[[], tuple[int, int, int]] | None = None
+
+    def begin(self, stamp: Callable[[], tuple[int, int, int]]) -> None:
+        """From now on lines are of the member with this `Store.stamp`."""
+        self._stamp = stamp
+
+    def end(self) -> None:
+        """From now on lines are of nobody in particular."""
+        self._stamp = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Never drops a line. Facts that a line has of its own stay."""
+        if self._stamp is not None:
+            revision, term, member = self._stamp()
+            facts = {"member": f"{member:016x}", "term": term, "revision": revision}
+            for name, value in facts.items():
+                record.__dict__.setdefault(name, value)
+        return True
+
+
+IDENTITY: Final = Identity()
+
+
 def configure(level: str, form: str) -> None:
-    """Send raftkv's log lines to standard error. `form` is "text" or "json"."""
+    """Send raftkv's log lines to standard error. `form` is "text", "console" (the same) or
+    "json"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(IDENTITY)
     logger = logging.getLogger("raftkv")
     logger.handlers = [handler]
     logger.setLevel(level.upper())

@@ -41,8 +41,10 @@ from raftkv.limits import SHRINK_CATCH_UP_SECONDS
 from raftkv.machine import commands
 from raftkv.machine.commands import AlarmKind, Command
 from raftkv.server.append_thread import AppendThread, Written
+from raftkv.server.append_thread import monotonic_ms as now_ms
 from raftkv.server.backups import Backups, BackupSettings
 from raftkv.server.config import ServerConfig, split_url
+from raftkv.server.disk_watch import successors
 from raftkv.server.levels import AUTO_PROMOTION, Agreement, PeerLevels, check_agreed
 from raftkv.server.opening import Opened
 from raftkv.server.promotions import Promotions
@@ -66,11 +68,6 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_MS = 5_000
 """How long a request may be without an outcome before it is called unknown."""
-
-
-def now_ms() -> int:
-    """Monotonic milliseconds."""
-    return time.monotonic_ns() // 1_000_000
 
 
 class Member:
@@ -149,11 +146,13 @@ class Member:
                 quota_bytes=config.quota_backend_bytes,
                 snapshot_log_bytes=config.snapshot_log_bytes,
                 snapshot_catchup_entries=config.snapshot_catchup_entries,
+                disk_stall_ms=config.disk_stall_ms,
                 retention=config.retention,
             ),
             self.replica,
             opened,
             now_ms(),
+            lambda: self._append.busy_since_ms,
         )
         self._levels = PeerLevels(config.feature_level, lambda: self.machine.level)
         self._agreement = Agreement(self._levels, self.machine, self.member_id)
@@ -701,14 +700,7 @@ class Member:
         raise MemberNotFound(f"no member {member_id:016x} in this cluster", member_id=member_id)
 
     def _most_advanced(self) -> int | None:
-        voters = set(self.node.conf.voters) - {self.member_id}
-        peers = self.node.status().peers
-        reachable = [
-            (peers[voter].match, voter)
-            for voter in voters
-            if voter in peers and peers[voter].recent_active
-        ]
-        return max(reachable)[1] if reachable else None
+        return next(iter(successors(self.node)), None)
 
     async def _change(
         self, changes: tuple[tuple[ChangeKind, int], ...], attributes: list[Any]

@@ -84,6 +84,8 @@ class StoreStats:
     snapshots_sent: int = 0
     hash_checks: int = 0
     stalls: int = 0
+    disk_stalls: int = 0
+    disk_stall_handovers: int = 0
     batches_held_back: int = 0
     auto_compactions: int = 0
     backups_made: int = 0

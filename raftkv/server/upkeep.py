@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from raftkv.buggify import buggify
 from raftkv.consensus.types import NO_MEMBER, Role
 from raftkv.errors import RaftkvError
-from raftkv.limits import SPACE_FREE_AT, WATCH_PROGRESS_SECONDS
+from raftkv.limits import DISK_STALL_MS_DEFAULT, SPACE_FREE_AT, WATCH_PROGRESS_SECONDS
 from raftkv.machine import commands
 from raftkv.server.auto_compaction import KEEP_ALL, AutoCompaction, Retention
+from raftkv.server.disk_watch import BusySince, DiskWatch, never_busy
 from raftkv.server.space import Space
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class UpkeepSettings:
     """No snapshot before the log since the last one is larger than this."""
     snapshot_catchup_entries: int
     """Entries that a snapshot leaves in the log, for followers that are a little behind."""
+    disk_stall_ms: int = DISK_STALL_MS_DEFAULT
+    """A leader whose log is at one write or sync for so long gives leadership up."""
     retention: Retention = KEEP_ALL
     """History that automatic compaction leaves."""
 
@@ -58,7 +61,12 @@ class Upkeep:
     """See the module. Everything is called on the loop that owns the member."""
 
     def __init__(
-        self, settings: UpkeepSettings, replica: Replica, opened: Opened, now_ms: int
+        self,
+        settings: UpkeepSettings,
+        replica: Replica,
+        opened: Opened,
+        now_ms: int,
+        busy_since_ms: BusySince = never_busy,
     ) -> None:
         self._settings = settings
         self._replica = replica
@@ -67,6 +75,7 @@ class Upkeep:
         self._next_progress_ms = now_ms + int(WATCH_PROGRESS_SECONDS * 1000)
         self._announcing = False
         self._alarming = False
+        self._disk = DiskWatch(replica, settings.disk_stall_ms, busy_since_ms)
         self._warned = False
         self._auto_compaction = AutoCompaction(settings.retention)
         self.space = replica.space = Space(opened.backend, settings.quota_bytes)
@@ -79,6 +88,7 @@ class Upkeep:
         late_ms = now_ms - self._last_tick_ms - self._settings.tick_ms
         self._last_tick_ms = now_ms
         self.space.measure()
+        self._disk.look(now_ms)
         self._replica.tick(now_ms, late_ms if late_ms >= STALL_MS_MIN else 0)
 
     def housekeeping(self, now_ms: int) -> Callable[[Wal], None] | None:

@@ -28,7 +28,7 @@ from raftkv.errors import (
     StorageError,
     check,
 )
-from raftkv.limits import MIB
+from raftkv.limits import DISK_STALL_MS_DEFAULT, MIB
 from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine
 from raftkv.machine.results import Applied
@@ -86,6 +86,7 @@ class MemberSettings:
     slow_sync: float = 0.0
     """This sync takes up to `slow_sync_us_max` instead."""
     slow_sync_us_max: int = 800_000
+    disk_stall_ms: int = DISK_STALL_MS_DEFAULT
     install_us_max: int = 20_000
     """How long the tables' change to a received snapshot may take."""
     clock_rate: float = 1.0
@@ -185,6 +186,7 @@ class SimMember:
         wal.witness = self.durable  # type: ignore[attr-defined]
         self._queue: list[StorageWrite | Job] = []
         self._steps: Iterator[Any] | None = None
+        self._syncing_since_ms: int | None = None
         self._installing = False
         self._copies = 0
         self._snapshotting = False
@@ -225,11 +227,13 @@ class SimMember:
                 quota_bytes=settings.quota_bytes,
                 snapshot_log_bytes=settings.snapshot_log_bytes,
                 snapshot_catchup_entries=settings.snapshot_catchup_entries,
+                disk_stall_ms=settings.disk_stall_ms,
                 retention=settings.retention,
             ),
             self.replica,
             opened,
             self.now_ms(),
+            lambda: self._syncing_since_ms,
         )
         if world.story is not None:
             world.note(
@@ -508,10 +512,11 @@ class SimMember:
         check(steps is not None, "a log that is written has steps left")
         step = next(steps, None)  # type: ignore[arg-type]
         if step is None:
-            self._steps = None
+            self._steps = self._syncing_since_ms = None
             self._begin_append()
             return
         self._upkeep.log_disk_full = step is Pause.FULL
+        self._syncing_since_ms = self.now_ms() if step is Pause.SYNC else None
         if step is Pause.SYNC:
             self._later(self._sync_us(), self._append_step)
         elif step is Pause.FULL:

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from raftkv.api.gate import Gate
 from raftkv.api.http import connection as connection_module
 from raftkv.api.http.connection import HttpConnection
 from raftkv.api.http.door import HttpDoor, origin_form, start_http
@@ -573,14 +574,16 @@ async def test_a_bug_in_a_task_is_an_answer_too() -> None:
 
 async def test_listeners_for_every_address_or_none() -> None:
     store = LocalStore()
+    gate = Gate(store)
     listeners = await start_listeners(
         store,
         listening_on(0, 0),
+        gate,
     )
     assert len({one.port for one in listeners}) == 2
     taken = listeners[0].port
     with pytest.raises(ConfigError):
-        await start_listeners(store, listening_on(0, taken))
+        await start_listeners(store, listening_on(0, taken), gate)
     for one in listeners:
         await one.close(0)
     store.close()
