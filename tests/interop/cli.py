@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.interop.peers import etcd_programs
-from tests.support.processes import free_ports, running
+from tests.support.processes import Cluster, free_ports, running
 
 SECONDS: Final = 60
 TXN_OURS: Final = (
@@ -170,6 +170,16 @@ def compare(url: str, form: str) -> int:
     return differing
 
 
+async def told_of(cluster: Cluster) -> None:
+    """Wait until the member's client address is in the list of members, which is compared too."""
+    async with asyncio.timeout(20):
+        while True:
+            found = await cluster.insist(cluster.members[0], "GET", "/api/members")
+            if all(each["client_urls"] for each in found["members"]):
+                return
+            await asyncio.sleep(0.05)
+
+
 async def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -178,6 +188,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         async with running(Path(name), 1) as cluster:
             url = cluster.urls[0]
+            await told_of(cluster)
             differing = 0
             for form in forms:
                 differing += await asyncio.to_thread(compare, url, form)
