@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop soak scale bench clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop suites soak scale bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,12 +67,14 @@ proof: $(STAMP)  ## what it promises: seeds, crash images, kill -9 cycles; twent
 	$(BIN)/python -m tests.linearizability.crosscheck --seeds 200
 
 OPERATIONS ?= 2000
-interop: $(STAMP)  ## real etcd, its tools and its clients' suites; eight minutes
+interop: $(STAMP)  ## held against real etcd and its tools; four minutes
 	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS)
 	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS) --json
 	$(BIN)/python -m tests.interop.cli
 	$(BIN)/python -m tests.interop.etcdctl --size 1
 	$(BIN)/python -m tests.interop.etcdctl --size 3
+
+suites: $(STAMP)  ## the suites of etcd's Python clients, and a watch over leader kills; a quarter of an hour
 	$(BIN)/python -m tests.interop.suites --size 1
 	$(BIN)/python -m tests.interop.suites --size 3
 	$(BIN)/python -m tests.interop.failover
