@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import tempfile
@@ -27,6 +28,8 @@ from raftkv.machine.commands import decode_batch, encode_batch, stamp_batch
 from raftkv.machine.machine import Machine
 from raftkv.server.config import ServerConfig, load_config
 from raftkv.server.offline import snapshot_status
+from raftkv.storage import archive
+from raftkv.storage.archive import decode_segment, encode_segment
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.frames import (
     FRAME,
@@ -312,6 +315,49 @@ def _backup() -> Iterator[Read]:
         yield read
 
 
+# -- archived pieces of the log --------------------------------------------------------------------
+
+
+def _archive_samples() -> list[bytes]:
+    entries = [
+        Entry(7, 2, EntryKind.BATCH, b""),
+        Entry(8, 2, EntryKind.BATCH, encode_batch(1, 2, 3, [c.put(b"k", b"v")])),
+        Entry(9, 4, EntryKind.BATCH, bytes(300)),
+    ]
+    pieces = [
+        archive.Segment(0xC1, 0xA, 2, entries, 41, 1_700_000_000_000, bytes(range(16))),
+        archive.Segment(0xC1, 0xA, 0, entries[:1]),
+    ]
+    return [encode_segment(piece) for piece in pieces]
+
+
+def _read_archive(data: bytes) -> bool:
+    piece = decode_segment(data, "a piece")
+    assert encode_segment(piece) == data
+    return True
+
+
+def _mend_archive(rng: random.Random, data: bytes) -> bytes:
+    """Checksums that are right, so that what they cover is read."""
+    header, row = archive._HEADER.size, archive._ENTRY.size
+    end = len(data) - archive.DIGEST_BYTES
+    if end < header:
+        return data
+    signed = bytearray(data)
+    head = data[:12] + bytes(4) + data[16:header]
+    signed[12:16] = google_crc32c.value(head).to_bytes(4, "little")
+    offset = header
+    while offset + row <= end:
+        length, _, term, kind = archive._ENTRY.unpack_from(signed, offset)
+        body = bytes(signed[offset + row : offset + row + length])
+        checked = signed[offset + archive._ENTRY_CHECKED_FROM : offset + row]
+        crc = google_crc32c.extend(google_crc32c.value(bytes(checked)), body)
+        archive._ENTRY.pack_into(signed, offset, length, crc, term, kind)
+        offset += row + length
+    signed[end:] = hashlib.sha256(signed[:end]).digest()
+    return bytes(signed)
+
+
 # -- the rest of the data directory --------------------------------------------------------------
 
 
@@ -491,6 +537,14 @@ TARGETS = (
         (CorruptionError, FormatError),
         mend=lambda rng, data: _mend_page(rng, data[:HEADER_BYTES]) + data[HEADER_BYTES:],
         pytest_executions=300,
+    ),
+    Target(
+        "archive",
+        "storage/archive.py: decode_segment",
+        _archive_samples,
+        plain(_read_archive),
+        (CorruptionError, FormatError),
+        mend=_mend_archive,
     ),
     Target(
         "datadir",
