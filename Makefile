@@ -27,7 +27,7 @@ run: $(STAMP)  ## a store on 127.0.0.1:2379, data in ./data, until Ctrl-C
 dev: $(STAMP)  ## a local cluster of three members, until Ctrl-C
 	@$(BIN)/raftkv dev --members 3
 
-test: $(STAMP)  ## every test, at most ten minutes
+test: $(STAMP)  ## every test, about ten minutes
 	$(BIN)/python -m pytest
 
 check: lint types imports unit  ## what to run before a commit, under a minute
