@@ -1,9 +1,9 @@
 """One port for every protocol: the first bytes of a connection tell which one it speaks.
 
 A connection that opens with the HTTP/2 preface (RFC 9113, section 3.4) goes to the HTTP/2 factory
-when there is one; every other goes to HTTP/1.1. So it is over TLS, whatever was
-agreed on beforehand (ALPN, RFC 7301). The listener owns what all connections share: the registry,
-the flush at the end of a turn, one coarse clock with one sweep, and the drain.
+when there is one, as does one over TLS that agreed on h2 (ALPN, RFC 7301); every other goes to
+HTTP/1.1. The listener owns what all connections share: the registry, the flush at the end of a
+turn, one coarse clock with one sweep, and the drain.
 """
 
 from __future__ import annotations
@@ -140,11 +140,7 @@ class Listener:
     def _accept(self) -> asyncio.Protocol:
         if self.tls is None or self.handshakes is None:
             return _Sniffer(self)
-        return TlsStream(self.handshakes, self.tls, self._agreed)
-
-    def _agreed(self, stream: TlsStream) -> asyncio.BaseProtocol:
-        """What speaks on a connection whose handshake is over."""
-        return _Sniffer(self)
+        return TlsStream(self.handshakes, self.tls, lambda stream: _Sniffer(self))
 
     @property
     def port(self) -> int:
