@@ -145,7 +145,7 @@ def timeline(
             what, (at, 1.02), xycoords=("data", "axes fraction"), rotation=60, fontsize=7
         )
     all_axes[-1].set_xlabel("minutes")
-    figure.suptitle(title, y=1.04)
+    figure.suptitle(title, y=0.98)
     save(figure, path)
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak.report import table, write
+from tests.soak.report import plot, table, write
 from tests.soak.run import PLANTED, Plan, Soak
 from tests.support.progress import Progress
 
@@ -24,14 +24,25 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: a new one")
     parser.add_argument("--out", type=Path, default=None, help="where to write JSON, table, plot")
     parser.add_argument("--plant", choices=PLANTED, default="", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--plot", type=Path, default=None, help="only draw what an earlier run wrote there"
+    )
     given = parser.parse_args()
+    if given.plot is not None:
+        plot(given.plot)
+        return 0
     seed = secrets.randbits(32) if given.seed is None else given.seed
     print(f"python -m tests.soak --minutes {given.minutes:g} --seed {seed}", file=sys.stderr)
     folder = Path(tempfile.mkdtemp(prefix="raftkv-soak-"))
     progress = Progress("soak", given.minutes * 60, quiet_seconds=PIPE_SECONDS)
     soak = Soak(folder, Plan(given.minutes, seed, given.plant), progress)
-    asyncio.run(soak.run())
-    progress.end()
+    try:
+        asyncio.run(soak.run())
+    except BaseException:
+        print(f"\nthe soak itself ended; data and logs are in {folder}", file=sys.stderr)
+        raise
+    finally:
+        progress.end()
     if given.out is not None:
         write(soak, given.out)
     print(table(soak))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.soak.run import BOUND_BYTES_PER_HOUR, Soak
-from tests.soak.sampling import Sample, quantile
+from tests.soak.sampling import Sample
 
 MIB = 2**20
 
@@ -96,13 +96,15 @@ def write(soak: Soak, folder: Path) -> None:
     (folder / "samples.json").write_text(json.dumps(samples) + "\n")
     (folder / "soak.md").write_text(table(soak) + "\n")
     if importlib.util.find_spec("matplotlib"):
-        plot(samples, folder / "soak.svg")
+        plot(folder)
 
 
-def plot(samples: dict[str, Any], path: Path) -> None:
-    """Memory, disk, throughput and latency over time, with what happened when."""
+def plot(folder: Path) -> None:
+    """soak.svg out of samples.json: memory, disk, throughput and latency over time, with what
+    happened when."""
     from benchmarks.plots import timeline
 
+    samples = json.loads((folder / "samples.json").read_text())
     members: dict[str, list[Sample]] = {}
     for row in samples["samples"]:
         members.setdefault(row["member"], []).append(Sample(**row))
@@ -115,8 +117,12 @@ def plot(samples: dict[str, Any], path: Path) -> None:
 
     answers = samples["answers"]
 
-    def latency(field: str) -> list[tuple[float, float]]:
-        return [(each["at"] / 60, quantile(sorted(each[field]), 0.5)) for each in answers]
+    def latency(field: str) -> dict[str, list[tuple[float, float]]]:
+        slots = range(len(answers[0][field]))
+        return {
+            f"member {slot + 1} first": [(each["at"] / 60, each[field][slot]) for each in answers]
+            for slot in slots
+        }
 
     timeline(
         "Half of peak load, with everything an operator does",
@@ -125,12 +131,14 @@ def plot(samples: dict[str, Any], path: Path) -> None:
             "resident memory, MiB": curve("resident_bytes", MIB),
             "tables on disk, MiB": curve("tables_bytes", MIB),
             "log on disk, MiB": curve("log_bytes", MIB),
+            "open files": curve("files", 1),
             "answers a second": {
                 "all": [(each["at"] / 60, each["per_second"]) for each in answers]
             },
-            "latency, ms": {"p50": latency("p50_ms"), "p99": latency("p99_ms")},
+            "p50, ms": latency("p50_ms"),
+            "p99, ms": latency("p99_ms"),
         },
         [(each["at"] / 60, each["kind"].replace("_", " ")) for each in samples["happened"]],
-        path,
-        logarithmic=("latency, ms",),
+        folder / "soak.svg",
+        logarithmic=("p50, ms", "p99, ms"),
     )

@@ -21,6 +21,7 @@ from tests.support.progress import Progress
 
 PEAK_SECONDS = 15.0
 SAMPLE_SECONDS = 5.0
+SETTLE_SECONDS = 60.0
 WARM_SECONDS = 180.0
 LIFE_SECONDS = 600.0
 BOUND_BYTES_PER_HOUR = 24 * 2**20
@@ -199,15 +200,13 @@ class Soak:
         """The end: all members alike, and all that was acknowledged on each of them."""
         for member in cluster.members:
             await cluster.ready(member)
-        revision = int((await cluster.equal_hashes(60))["revision"])
-        deadline = time.monotonic() + 60
+        await cluster.equal_hashes(SETTLE_SECONDS)
         ledger = self.load.ledger
-        # Leases still end, and move the revision; the watches' progress says where they are.
-        while any(each.complete < each.last for each in ledger.followers) or not all(
-            self._told_all(each) for each in ledger.followers
-        ):
+        last = max((each.revision for each in ledger.keys.values()), default=0)
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while any(each.complete < max(last, each.last) for each in ledger.followers):
             if time.monotonic() > deadline:
-                self.faults.add(f"watches do not come to the last write before {revision}")
+                self.faults.add(f"watches do not come to the last write, revision {last}")
                 break
             await asyncio.sleep(0.1)
         ledger.settle(
@@ -219,13 +218,9 @@ class Soak:
             for each in self.sampler.samples
         ]
         if self.plan.plant == "leak":
-            found = [(m, pid, at, size + at * 100_000) for m, pid, at, size in found]
+            found = [(name, pid, at, size + 100_000 * at) for name, pid, at, size in found]
         self.lives = lives(found, half, self.seconds, WARM_SECONDS, LIFE_SECONDS)
         check_memory(self.lives, BOUND_BYTES_PER_HOUR, self.faults)
-
-    def _told_all(self, follower: object) -> bool:
-        last = max((each.revision for each in self.load.ledger.keys.values()), default=0)
-        return getattr(follower, "complete", 0) >= last
 
 
 async def contents(cluster: Cluster, member: Member, pki: Pki) -> dict[str, tuple[str, int]]:
