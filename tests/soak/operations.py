@@ -296,6 +296,7 @@ class Operator:
                     full.set()
 
         await asyncio.gather(*(fill(at) for at in range(FILLERS)))
+        assert done, "there was no space from the beginning"
         return len(done), done[-1]
 
     async def _passed(self, revision: int) -> bool:
