@@ -14,8 +14,9 @@ from pathlib import Path
 import aiohttp
 
 from raftkv.errors import RaftkvError
+from tests.soak.clients import Clients
 from tests.soak.judge import Faults, Life, check_memory, lives
-from tests.soak.load import PREFIX, Clients, Load
+from tests.soak.load import PREFIX, Load
 from tests.soak.operations import Operator, client_of
 from tests.soak.registers import Registers
 from tests.soak.sampling import Sampler
