@@ -233,7 +233,7 @@ class Machine:
         """
         stamp_ms, _, _, _, commands = decode_batch(data)
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
             draft.begin_entry(index, term)
             draft.state.clock_ms = max(draft.state.clock_ms, stamp_ms)
             for command in commands:
