@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from raftkv.consensus import codec
@@ -23,7 +24,6 @@ from raftkv.errors import (
     DiskFullError,
     NoLeader,
     OutcomeUnknown,
-    PeerError,
     RaftkvError,
     StorageError,
     check,
@@ -32,7 +32,6 @@ from raftkv.limits import DISK_STALL_MS_DEFAULT, MIB
 from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine
 from raftkv.machine.results import Applied
-from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, append_steps
 from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
 from raftkv.server.opening import Opened, open_files
@@ -46,7 +45,9 @@ from raftkv.server.upkeep import (
 )
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
 from raftkv.simulation.disk import SimDisk
+from raftkv.simulation.log_writer import LogWriter
 from raftkv.simulation.tables import SimTables
+from raftkv.simulation.transfers import Transfers
 from raftkv.simulation.witness import DurableLog, WitnessedWal
 from raftkv.simulation.world import SECOND_US, World
 from raftkv.storage.datadir import DataDir
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
 DATA_DIRECTORY = "/raftkv"
 WALL_MS = 1_700_000_000_000
 """Wall clock at the beginning of time."""
-TRANSFER_PATIENCE_US = 3 * SECOND_US
-"""A snapshot transfer that does not move for so long has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ class SimMember:
             found_new=self._founder,
             segment_bytes=self.settings.segment_bytes,
             tables=self.tables.open,
-            spawn=lambda job: self._later(self.world.random.randrange(5_000), job),
+            spawn=lambda job: self.later(self.world.random.randrange(5_000), job),
             log_class=WitnessedWal,
         )
 
@@ -184,16 +183,14 @@ class SimMember:
         wal = opened.wal
         check(isinstance(wal, WitnessedWal), "a simulated log has a witness")
         wal.witness = self.durable  # type: ignore[attr-defined]
-        self._queue: list[StorageWrite | Job] = []
-        self._steps: Iterator[Any] | None = None
-        self._syncing_since_ms: int | None = None
+        self._writer = LogWriter(self, wal, self._written)
         self._installing = False
         self._copies = 0
         self._snapshotting = False
         self._compacting = False
         self._waiting: dict[int, Done] = {}
         self._watches: dict[WatchSink, Watch] = {}
-        self._transfers: dict[int, _Transfer] = {}
+        self.transfers = Transfers(self)
         self._requests = 0
         self.node = RaftNode(
             RaftConfig(
@@ -219,7 +216,7 @@ class SimMember:
             request_timeout_ms=settings.request_timeout_ms,
             watches_max=1_000,
         )
-        self._upkeep = Upkeep(
+        self.upkeep = Upkeep(
             UpkeepSettings(
                 name=self.name,
                 client_urls=(f"http://{self.name}:2379",),
@@ -233,7 +230,7 @@ class SimMember:
             self.replica,
             opened,
             self.now_ms(),
-            lambda: self._syncing_since_ms,
+            lambda: self._writer.syncing_since_ms,
         )
         if world.story is not None:
             world.note(
@@ -243,8 +240,8 @@ class SimMember:
             )
         if self.node.conf.voters == (self.member_id,):
             self.deliver(self.node.campaign)
-        self._later(world.random.randrange(settings.tick_ms * 1000), self._tick)
-        self._later(world.random.randrange(SECOND_US), self._housekeeping)
+        self.later(world.random.randrange(settings.tick_ms * 1000), self._tick)
+        self.later(world.random.randrange(SECOND_US), self._housekeeping)
         self.wake()
 
     def crash(self, *, power: bool = False) -> None:
@@ -268,11 +265,7 @@ class SimMember:
         self.world.note(self.name, "stops")
         self.replica.close()
         try:
-            if self._steps is None:
-                self._steps = append_steps(self.opened.wal, self._queue)
-            for step in self._steps:
-                if step is Pause.FULL:
-                    break
+            self._writer.finish()
             self.opened.wal.close()
             self.opened.close(clean=True)
         except StorageError as error:
@@ -299,7 +292,7 @@ class SimMember:
             self.world.note(self.name, "goes on")
             backlog, self._backlog = self._backlog, []
             for callback, arguments in backlog:
-                self._later(0, callback, *arguments)
+                self.later(0, callback, *arguments)
 
     def _end(self) -> None:
         if not self.up:
@@ -320,7 +313,7 @@ class SimMember:
         self._end()
         self.cluster.died(self)
 
-    def _later(self, delay_us: int, callback: Callable[..., None], *arguments: Any) -> None:
+    def later(self, delay_us: int, callback: Callable[..., None], *arguments: Any) -> None:
         """Call within this process, if it is still there."""
         self.world.after(delay_us, self._fire, self.life, callback, arguments)
 
@@ -444,7 +437,7 @@ class SimMember:
 
     def wake(self) -> None:
         """See `Surroundings.wake`."""
-        self._later(self.world.below(self.settings.turn_us_max), self._turn)
+        self.later(self.world.below(self.settings.turn_us_max), self._turn)
 
     def now_ms(self) -> int:
         """See `Surroundings.now_ms`."""
@@ -460,13 +453,15 @@ class SimMember:
             self.cluster.invariants.told(self, message)
             if self.settings.encode_messages:
                 [message] = codec.decode_messages(codec.encode_messages([message]))
-            self._send(peer, "_receive", message)
+            self.to_peer(peer, "_receive", message)
 
     def send_frame(self, peer: int, kind: int, payload: bytes) -> bool:
         """See `Surroundings.send_frame`."""
-        return self._send(peer, "_receive_frame", kind, payload)
+        return self.to_peer(peer, "_receive_frame", kind, payload)
 
-    def _send(self, peer: int, method: str, *items: Any) -> bool:
+    def to_peer(self, peer: int, method: str, *items: Any) -> bool:
+        """Have a method of the peer called with this member's id and `items`; False: it is lost
+        for certain."""
         target = self.cluster.members.get(peer)
         if target is None:
             return False
@@ -474,14 +469,14 @@ class SimMember:
             self.member_id, peer, target.arrive, self.member_id, method, items
         )
         if not sent:
-            self._later(1_000, self._unreachable, peer)
+            self.later(1_000, self._unreachable, peer)
         return sent
 
     def arrive(self, source: int, method: str, items: tuple[Any, ...]) -> None:
         """Something from a peer, off the network."""
         if self._deaf and self.paused_until_us > self.world.now_us:
             return
-        self.deliver(getattr(self, method), source, *items)
+        self.deliver(attrgetter(method)(self), source, *items)
 
     def _unreachable(self, peer: int) -> None:
         self.node.report_unreachable(peer)
@@ -494,44 +489,7 @@ class SimMember:
 
     def append(self, write: StorageWrite) -> None:
         """See `Surroundings.append`."""
-        self._queue.append(write)
-        self._begin_append()
-
-    def _begin_append(self) -> None:
-        if self._steps is None and self._queue:
-            self._steps = iter(())
-            self._later(self.world.below(self.settings.turn_us_max), self._append_taken)
-
-    def _append_taken(self) -> None:
-        items, self._queue = self._queue, []
-        self._steps = append_steps(self.opened.wal, items)
-        self._append_step()
-
-    def _append_step(self) -> None:
-        steps = self._steps
-        check(steps is not None, "a log that is written has steps left")
-        step = next(steps, None)  # type: ignore[arg-type]
-        if step is None:
-            self._steps = self._syncing_since_ms = None
-            self._begin_append()
-            return
-        self._upkeep.log_disk_full = step is Pause.FULL
-        self._syncing_since_ms = self.now_ms() if step is Pause.SYNC else None
-        if step is Pause.SYNC:
-            self._later(self._sync_us(), self._append_step)
-        elif step is Pause.FULL:
-            self._later(int(FULL_DISK_RETRY_SECONDS * SECOND_US), self._append_step)
-        else:
-            delay_us = self.world.below(self.settings.turn_us_max)
-            self._later(delay_us, self._written, step)
-            self._later(delay_us, self._append_step)
-
-    def _sync_us(self) -> int:
-        settings, world = self.settings, self.world
-        if settings.slow_sync and world.random.random() < settings.slow_sync:
-            world.faults["slow sync"] += 1
-            return world.below(settings.slow_sync_us_max)
-        return settings.sync_us_min + world.below(settings.sync_us_max - settings.sync_us_min + 1)
+        self._writer.add(write)
 
     def _written(self, written: Any) -> None:
         self.replica.written(written)
@@ -543,7 +501,7 @@ class SimMember:
     def removed(self) -> None:
         """See `Surroundings.removed`."""
         self.gone = True
-        self._later(0, self._leave)
+        self.later(0, self._leave)
 
     def _leave(self) -> None:
         self.world.note(self.name, "is removed, and ends")
@@ -554,29 +512,28 @@ class SimMember:
 
     def _turn(self) -> None:
         self.replica.turn()
-        if not self._snapshotting and not self._installing and self._upkeep.snapshot_due():
+        if not self._snapshotting and not self._installing and self.upkeep.snapshot_due():
             self._snapshotting = True
             self._begin_copy()
         if self.machine.compaction_pending and not self._compacting:
             self._compacting = True
-            self._later(0, self._compact_slice)
+            self.later(0, self._compact_slice)
 
     def _tick(self) -> None:
         tick_us = int(self.settings.tick_ms * 1000 / self.settings.clock_rate)
-        self._later(tick_us, self._tick)
-        self._upkeep.tick(self.now_ms())
+        self.later(tick_us, self._tick)
+        self.upkeep.tick(self.now_ms())
 
     def _housekeeping(self) -> None:
-        self._later(int(HOUSEKEEPING_SECONDS * SECOND_US), self._housekeeping)
-        job = self._upkeep.housekeeping(self.now_ms())
+        self.later(int(HOUSEKEEPING_SECONDS * SECOND_US), self._housekeeping)
+        job = self.upkeep.housekeeping(self.now_ms())
         if job is not None:
-            self._queue.append(job)
-            self._begin_append()
+            self._writer.add(job)
         self.wake()
 
     def _compact_slice(self) -> None:
-        if self._upkeep.compact_slice():
-            self._later(int(COMPACT_PAUSE_SECONDS * SECOND_US), self._compact_slice)
+        if self.upkeep.compact_slice():
+            self.later(int(COMPACT_PAUSE_SECONDS * SECOND_US), self._compact_slice)
         else:
             self._compacting = False
 
@@ -585,17 +542,16 @@ class SimMember:
     def _begin_copy(self) -> None:
         self._copies += 1
         make = self.opened.begin_snapshot()
-        self._later(self.world.random.randrange(50_000), self._copied, make)
+        self.later(self.world.random.randrange(50_000), self._copied, make)
 
     def _copied(self, make: Callable[[], SnapshotInfo]) -> None:
         self._copies -= 1
         try:
             info = make()
         except DiskFullError:
-            self._later(10 * SECOND_US, self._snapshot_over)
+            self.later(10 * SECOND_US, self._snapshot_over)
             return
-        self._queue.append(self._upkeep.snapshot_made(info))
-        self._begin_append()
+        self._writer.add(self.upkeep.snapshot_made(info))
         self._snapshot_over()
 
     def _snapshot_over(self) -> None:
@@ -604,14 +560,14 @@ class SimMember:
     def install(self, meta: SnapshotMeta) -> None:
         """See `Surroundings.install`."""
         self._installing = True
-        self._later(self.world.random.randrange(1_000), self._stage, meta)
+        self.later(self.world.random.randrange(1_000), self._stage, meta)
 
     def _stage(self, meta: SnapshotMeta) -> None:
         if self._copies:
-            self._later(10_000, self._stage, meta)
+            self.later(10_000, self._stage, meta)
             return
         self.opened.stage_snapshot(meta)
-        self._later(self.world.below(self.settings.install_us_max), self._installed, meta)
+        self.later(self.world.below(self.settings.install_us_max), self._installed, meta)
 
     def _installed(self, meta: SnapshotMeta) -> None:
         self.opened.backend.install()
@@ -621,83 +577,23 @@ class SimMember:
         self.replica.installed(meta)
 
     @property
+    def tables_busy(self) -> bool:
+        """Whether the tables are being copied or replaced, so that no image can be taken in."""
+        return self._installing or self._copies > 0
+
+    @property
     def installing(self) -> bool:
         """Whether the tables are about to be replaced by a received snapshot."""
         return self._installing or self.replica._installing > 0
 
     def send_snapshot(self, message: Message) -> None:
-        """See `Surroundings.send_snapshot`. Chunk by chunk, each waiting for the one before."""
-        peer, info = message.target, self.opened.snapshots.latest()
-        if info is None or message.snapshot is None or info.meta.index < message.snapshot.index:
-            self._later(0, self._snapshot_sent, peer, False)
-            return
-        self.world.note(self.name, f"sends the snapshot at {info.meta.index} to {peer}")
-        announced = replace(message, snapshot=info.meta)
-        transfer = self._transfers[peer] = _Transfer(announced, info)
-        self._send_chunk(peer, transfer, 0)
-        self._later(TRANSFER_PATIENCE_US, self._watch_transfer, peer, transfer, -1)
+        """See `Surroundings.send_snapshot`."""
+        self.transfers.send(message)
 
-    def _send_chunk(self, peer: int, transfer: _Transfer, offset: int) -> None:
-        try:
-            data, crc = self.opened.snapshots.read_chunk(
-                transfer.info, offset, self.settings.snapshot_chunk_bytes
-            )
-        except StorageError:
-            self._end_transfer(peer, transfer, False)
-            return
-        self._send(peer, "_take_chunk", transfer, offset, data, crc)
-
-    def _take_chunk(
-        self, source: int, transfer: _Transfer, offset: int, data: bytes, crc: int
-    ) -> None:
-        if self._installing or self._copies:
-            return
-        try:
-            receiver = self.opened.snapshots.receive(transfer.info)
-            receiver.write_chunk(offset, data, crc)
-            if receiver.complete:
-                receiver.finish()
-                self._send(source, "_chunk_taken", transfer, -1)
-                self.replica.receive(source, [transfer.message])
-                return
-        except PeerError:
-            receiver = self.opened.snapshots.receive(transfer.info)
-        except DiskFullError:
-            return
-        self._send(source, "_chunk_taken", transfer, receiver.offset)
-
-    def _chunk_taken(self, peer: int, transfer: _Transfer, offset: int) -> None:
-        if self._transfers.get(peer) is not transfer:
-            return
-        if offset < 0:
-            self._end_transfer(peer, transfer, True)
-        elif offset > transfer.offset:
-            transfer.offset = offset
-            self._send_chunk(peer, transfer, offset)
-
-    def _watch_transfer(self, peer: int, transfer: _Transfer, seen: int) -> None:
-        if self._transfers.get(peer) is not transfer:
-            return
-        if transfer.offset == seen:
-            self._end_transfer(peer, transfer, False)
-        else:
-            self._later(TRANSFER_PATIENCE_US, self._watch_transfer, peer, transfer, transfer.offset)
-
-    def _end_transfer(self, peer: int, transfer: _Transfer, delivered: bool) -> None:
-        if self._transfers.get(peer) is transfer:
-            del self._transfers[peer]
-        self._later(0, self._snapshot_sent, peer, delivered)
-
-    def _snapshot_sent(self, peer: int, delivered: bool) -> None:
+    def snapshot_sent(self, peer: int, delivered: bool) -> None:
+        """A transfer to `peer` has ended, one way or the other."""
         self.node.report_snapshot(peer, delivered)
         self.wake()
-
-
-@dataclass(slots=True, eq=False)
-class _Transfer:
-    message: Message
-    info: SnapshotInfo
-    offset: int = 0
 
 
 def _not_there() -> NoLeader:
