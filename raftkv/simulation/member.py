@@ -22,18 +22,21 @@ from raftkv.consensus.types import (
 )
 from raftkv.errors import (
     DiskFullError,
+    FormatError,
     NoLeader,
     OutcomeUnknown,
     RaftkvError,
     StorageError,
     check,
 )
-from raftkv.limits import DISK_STALL_MS_DEFAULT, MIB
+from raftkv.limits import DISK_STALL_MS_DEFAULT, FEATURE_LEVEL, MIB
 from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine
 from raftkv.machine.results import Applied
 from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
+from raftkv.server.leading import Leading
+from raftkv.server.levels import check_known
 from raftkv.server.opening import Opened, open_files
 from raftkv.server.replica import Replica
 from raftkv.server.store import Done, StoreStats
@@ -45,7 +48,9 @@ from raftkv.server.upkeep import (
 )
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
 from raftkv.simulation.disk import SimDisk
+from raftkv.simulation.levels import SimLevels
 from raftkv.simulation.log_writer import LogWriter
+from raftkv.simulation.shrinking import Shrinking
 from raftkv.simulation.tables import SimTables
 from raftkv.simulation.transfers import Transfers
 from raftkv.simulation.witness import DurableLog, WitnessedWal
@@ -74,6 +79,8 @@ class MemberSettings:
     snapshot_catchup_entries: int = 20
     quota_bytes: int = 64 * MIB
     retention: Retention = KEEP_ALL
+    feature_level: int = FEATURE_LEVEL
+    """What the program knows that is started next, see `raftkv.server.levels`."""
     append_bytes_max: int = 64 * 1024
     inflight_messages_max: int = 16
     request_timeout_ms: int = 5_000
@@ -122,6 +129,8 @@ class SimMember:
         self.wall_wrong_ms = self.world.random.randrange(-5_000, 5_000)
         self.life = 0
         """Counts the processes of this member."""
+        self.newest_level = 0
+        """The highest feature level of a program that ever ran here."""
         self.up = False
         self.gone = False
         """Removed from the cluster; its process has ended for good."""
@@ -151,6 +160,8 @@ class SimMember:
             opened = self._open()
         except StorageError as error:
             self.failed_start = error
+            if isinstance(error, FormatError):
+                self.cluster.promises.seen["old program refused by its files"] += 1
             self.world.note(self.name, f"does not start: {error}")
             self.disk.crash()
             return False
@@ -159,9 +170,11 @@ class SimMember:
 
     def _open(self) -> Opened:
         data = DataDir.open(self.disk, DATA_DIRECTORY)
+        level = self.settings.feature_level
+        check_known(data.level, level, data.path)
         if data.identity is None:
             data.found(WalIdentity(self._founding.cluster_id, self.member_id))
-        return open_files(
+        opened = open_files(
             self.disk,
             data,
             founding=self._founding,
@@ -171,6 +184,8 @@ class SimMember:
             spawn=lambda job: self.later(self.world.random.randrange(5_000), job),
             log_class=WitnessedWal,
         )
+        check_known(opened.machine.level, level, data.path)
+        return opened
 
     def _take_up(self, opened: Opened) -> None:
         world, settings = self.world, self.settings
@@ -179,14 +194,21 @@ class SimMember:
         self.machine: Machine = opened.machine
         self._apply = self.machine.apply
         self.machine.apply = self._applied  # type: ignore[method-assign]
+        self._apply_config = self.machine.apply_config
+        self.machine.apply_config = self._configured  # type: ignore[method-assign, assignment]
+        self.newest_level = max(self.newest_level, settings.feature_level)
+        self.levels = SimLevels(self)
         self.cluster.invariants.started(self)
         wal = opened.wal
         check(isinstance(wal, WitnessedWal), "a simulated log has a witness")
         wal.witness = self.durable  # type: ignore[attr-defined]
         self._writer = LogWriter(self, wal, self._written)
         self._installing = False
-        self._copies = 0
+        self.copies = 0
+        """Threads that read the tables: no image can take their place meanwhile."""
         self._snapshotting = False
+        self.shrinking: Shrinking | None = None
+        """The tables are being given back what space they do not need."""
         self._compacting = False
         self._waiting: dict[int, Done] = {}
         self._watches: dict[WatchSink, Watch] = {}
@@ -232,11 +254,13 @@ class SimMember:
             self.now_ms(),
             lambda: self._writer.syncing_since_ms,
         )
+        self.leading = Leading(self.levels.told, self.replica)
         if world.story is not None:
             world.note(
                 self.name,
-                f"starts: term={self.node.term} log={self.node.first_index}.."
-                f"{self.node.last_index} applied={self.machine.applied_index}",
+                f"starts at level {self.levels.own}: term={self.node.term} "
+                f"log={self.node.first_index}..{self.node.last_index} "
+                f"applied={self.machine.applied_index}",
             )
         if self.node.conf.voters == (self.member_id,):
             self.deliver(self.node.campaign)
@@ -423,9 +447,17 @@ class SimMember:
 
     def _applied(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Applied]:
         """Every event of the cluster is seen here, at the first member that applies it."""
+        if self.levels.own < FEATURE_LEVEL:
+            self.levels.check_known(entries)
         applied = self._apply(entries)
         for entry in applied:
             self.cluster.happened(entry.events)
+        self.cluster.promises.applied(self, applied)
+        return applied
+
+    def _configured(self, *arguments: Any) -> Applied:
+        applied = self._apply_config(*arguments)
+        self.cluster.promises.configured(applied)
         return applied
 
     @property
@@ -476,7 +508,8 @@ class SimMember:
         """Something from a peer, off the network."""
         if self._deaf and self.paused_until_us > self.world.now_us:
             return
-        self.deliver(attrgetter(method)(self), source, *items)
+        if self.up and self.levels.admits(self.cluster.members[source]):
+            self.deliver(attrgetter(method)(self), source, *items)
 
     def _unreachable(self, peer: int) -> None:
         self.node.report_unreachable(peer)
@@ -512,7 +545,8 @@ class SimMember:
 
     def _turn(self) -> None:
         self.replica.turn()
-        if not self._snapshotting and not self._installing and self.upkeep.snapshot_due():
+        quiet = not self._snapshotting and self.shrinking is None and not self._installing
+        if quiet and self.upkeep.snapshot_due():
             self._snapshotting = True
             self._begin_copy()
         if self.machine.compaction_pending and not self._compacting:
@@ -529,7 +563,17 @@ class SimMember:
         job = self.upkeep.housekeeping(self.now_ms())
         if job is not None:
             self._writer.add(job)
+        last_index = self.node.last_index
+        self.leading.step()
+        self.cluster.promises.led(self, last_index)
+        if self.opened.data.outdated(self.machine.level):
+            self.later(self.world.random.randrange(50_000), self._note_level)
         self.wake()
+
+    def _note_level(self) -> None:
+        # What fails is tried again, as long as the former format is there.
+        with contextlib.suppress(StorageError):
+            self.opened.data.reformat(self.machine.level)
 
     def _compact_slice(self) -> None:
         if self.upkeep.compact_slice():
@@ -540,12 +584,12 @@ class SimMember:
     # -- snapshots -------------------------------------------------------------------------------
 
     def _begin_copy(self) -> None:
-        self._copies += 1
+        self.copies += 1
         make = self.opened.begin_snapshot()
         self.later(self.world.random.randrange(50_000), self._copied, make)
 
     def _copied(self, make: Callable[[], SnapshotInfo]) -> None:
-        self._copies -= 1
+        self.copies -= 1
         try:
             info = make()
         except DiskFullError:
@@ -553,6 +597,12 @@ class SimMember:
             return
         self._writer.add(self.upkeep.snapshot_made(info))
         self._snapshot_over()
+
+    def shrink(self) -> None:
+        """As `Store.shrink`, unless that goes on already."""
+        if self.up and self.shrinking is None:
+            self.shrinking = Shrinking(self)
+            self.deliver(self.shrinking.begin)
 
     def _snapshot_over(self) -> None:
         self._snapshotting = False
@@ -563,7 +613,7 @@ class SimMember:
         self.later(self.world.random.randrange(1_000), self._stage, meta)
 
     def _stage(self, meta: SnapshotMeta) -> None:
-        if self._copies:
+        if self.copies:
             self.later(10_000, self._stage, meta)
             return
         self.opened.stage_snapshot(meta)
@@ -579,7 +629,7 @@ class SimMember:
     @property
     def tables_busy(self) -> bool:
         """Whether the tables are being copied or replaced, so that no image can be taken in."""
-        return self._installing or self._copies > 0
+        return self._installing or self.copies > 0
 
     @property
     def installing(self) -> bool:

@@ -45,6 +45,7 @@ from tests.linearizability.lease_oracle import LeaseEnd, check_leases
 from tests.linearizability.lock_oracle import check_locks
 from tests.linearizability.translation import key_record
 from tests.linearizability.watch_oracle import check_watches
+from tests.simulation.operations import enlarge, free_space, short_of_space
 from tests.simulation.profile import Profile, draw
 from tests.simulation.workload import Workload
 from tests.support.commit import commit
@@ -78,6 +79,8 @@ class Result:
     watch_events: int = 0
     entries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    """What operations brought, see `raftkv.simulation.promises`."""
     digest: str = ""
 
     def add(self, other: Result) -> None:
@@ -88,6 +91,7 @@ class Result:
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults.update(other.faults)
+        self.seen.update(other.seen)
 
 
 def run_seed(seed: int, *, story: bool = False, profile: Profile | None = None) -> Result:
@@ -130,10 +134,22 @@ class _Run:
         self.workload.stop()
         self._until("every request has an outcome", lambda: self.workload.open == 0)
         self._until("one leader, and equal logs and states", self._agreed)
+        if short_of_space(self._living()):
+            self._make_space()
         for member in self._living():
             self._fresh_write(member)
         self._until("one leader, and equal logs and states", self._agreed)
         self.world.run(2)
+        self._until("one leader, and equal logs and states", self._agreed)
+
+    def _make_space(self) -> None:
+        """Alarms end by themselves once there is space again."""
+        for _ in range(3):
+            free_space(self.workload)
+            self.world.run(3)
+        if short_of_space(self._living()):
+            enlarge(self._living())
+        self._until("there is space", lambda: not short_of_space(self._living()))
         self._until("one leader, and equal logs and states", self._agreed)
 
     def _living(self) -> list[SimMember]:
@@ -251,6 +267,7 @@ class _Run:
             ),
             entries=self.cluster.invariants.committed_index,
             faults=+faults,
+            seen=+self.cluster.promises.seen,
             digest=world.digest(),
         )
 
@@ -305,6 +322,7 @@ def summary(total: Result, seconds: float) -> dict[str, Any]:
         "watch_events": total.watch_events,
         "log_entries": total.entries,
         "faults": dict(sorted(total.faults.items())),
+        "seen": dict(sorted(total.seen.items())),
         "seconds": round(seconds),
     }
 
@@ -328,13 +346,17 @@ def show(total: Result, seconds: float) -> None:
     console = Console()
     table = Table(title="Simulation", show_header=False)
     for name, value in summary(total, seconds).items():
-        if name != "faults":
+        if name not in ("faults", "seen"):
             table.add_row(name.replace("_", " "), f"{value:,}" if value != commit() else value)
     faults = Table("fault", "injected")
     for kind, count in sorted(total.faults.items()):
         faults.add_row(kind, f"{count:,}")
+    seen = Table("of operations", "seen")
+    for kind, count in sorted(total.seen.items()):
+        seen.add_row(kind, f"{count:,}")
     console.print(table)
     console.print(faults)
+    console.print(seen)
 
 
 def tell_failure(seed: int) -> None:
