@@ -29,8 +29,8 @@ class Leading:
         if replica.node.role is not Role.LEADER:
             return
         self._agreement.step(replica.propose)
-        wanted = replica.machine.promotions()
-        member_id = self._promotions.due(replica.node.status(), wanted) if wanted else None
+        # Looked at also when nobody waits: what was committed at the last look must be news.
+        member_id = self._promotions.due(replica.node.status(), replica.machine.promotions())
         if member_id is not None:
             log.info("promoting a learner that has caught up", extra={"peer": f"{member_id:016x}"})
             change = ConfigChange(((ChangeKind.ADD_VOTER, member_id),))
