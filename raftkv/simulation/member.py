@@ -47,6 +47,7 @@ from raftkv.server.upkeep import (
     UpkeepSettings,
 )
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.simulation.backups import SimBackups
 from raftkv.simulation.disk import SimDisk
 from raftkv.simulation.levels import SimLevels
 from raftkv.simulation.log_writer import LogWriter
@@ -97,6 +98,8 @@ class MemberSettings:
     """How long the tables' change to a received snapshot may take."""
     clock_rate: float = 1.0
     """This member's clock against true time."""
+    archive_interval_ms: int = 0
+    """How often the log is archived; 0: never, and no bases are kept."""
     encode_messages: bool = False
     """Put every message through the wire format."""
 
@@ -129,6 +132,8 @@ class SimMember:
         self.wall_wrong_ms = self.world.random.randrange(-5_000, 5_000)
         self.life = 0
         """Counts the processes of this member."""
+        self.claimed: list[tuple[int, int]] = []
+        """What this member took for archived, as (first, last) indexes."""
         self.newest_level = 0
         """The highest feature level of a program that ever ran here."""
         self.up = False
@@ -254,6 +259,7 @@ class SimMember:
             self.now_ms(),
             lambda: self._writer.syncing_since_ms,
         )
+        self.backups = SimBackups(self)
         self.leading = Leading(self.levels.told, self.replica)
         if world.story is not None:
             world.note(
@@ -595,6 +601,9 @@ class SimMember:
         except DiskFullError:
             self.later(10 * SECOND_US, self._snapshot_over)
             return
+        self.backups.before_release(self._release, info)
+
+    def _release(self, info: SnapshotInfo) -> None:
         self._writer.add(self.upkeep.snapshot_made(info))
         self._snapshot_over()
 

@@ -6,17 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from raftkv.errors import ChangeRefused
 from raftkv.limits import FEATURE_LEVEL
 from raftkv.machine import commands
 from raftkv.machine.quota_commands import quota_set
 from raftkv.machine.quotas import QuotaKind
-from raftkv.server.levels import AUTO_PROMOTION, QUOTAS
+from raftkv.server.levels import AUTO_PROMOTION, QUOTAS, check_agreed
 
 if TYPE_CHECKING:
     from raftkv.simulation.member import SimMember
     from raftkv.simulation.nemesis import Nemesis
 
 MEMBERS_MAX = 6
+REPLACED_AMONG_MIN = 3
+"""Of two voters one that leads and is replaced may be gone before the other knows, for good."""
 QUOTA_PREFIXES = (b"k", b"k1", b"k2")
 """Prefixes of the keys of clients that are limited; what has other keys goes on."""
 
@@ -85,13 +88,22 @@ def _promoted_learner(nemesis: Nemesis) -> None:
         through is None
         or not nemesis.members_settled
         or len(living) >= MEMBERS_MAX
-        or through.machine.level < AUTO_PROMOTION
+        or not _agreed(through, AUTO_PROMOTION)
     ):
         return
     nemesis.world.faults["learner to promote"] += 1
     nemesis.ask_members(
         lambda done: nemesis.cluster.add_member(through, learner=True, promote=True, done=done)
     )
+
+
+def _agreed(through: SimMember, level: int) -> bool:
+    """Whether the doors of a member take what came with a level."""
+    try:
+        check_agreed(through.machine, level, "this")
+    except ChangeRefused:
+        return False
+    return True
 
 
 def _replacement(nemesis: Nemesis) -> None:
@@ -102,7 +114,7 @@ def _replacement(nemesis: Nemesis) -> None:
     conf = through.node.conf
     learner = bool(conf.learners) and nemesis.world.chance(0.5)
     candidates = conf.learners if learner else conf.voters
-    if len(conf.voters) < 2 or not candidates:
+    if not candidates or (not learner and len(conf.voters) < REPLACED_AMONG_MIN):
         return
     target = nemesis.world.random.choice(candidates)
     nemesis.world.faults["replacement"] += 1
@@ -116,7 +128,7 @@ def _replacement(nemesis: Nemesis) -> None:
 def _quota(nemesis: Nemesis) -> None:
     """A prefix gets another quota, or none any more."""
     through, chance = nemesis.some_member(), nemesis.world.random
-    if through is None or through.machine.level < QUOTAS:
+    if through is None or not _agreed(through, QUOTAS):
         return
     prefix = chance.choice(QUOTA_PREFIXES)
     keys_max, bytes_max = chance.choice(((0, 0), (1, 0), (2, 0), (5, 0), (0, 8), (0, 30), (3, 20)))

@@ -30,6 +30,8 @@ class Promises:
         self.seen: Counter[str] = Counter()
         """How often what operations bring has happened: a bench that never saw it proves nothing
         about it."""
+        self.index_of: dict[int, int] = {}
+        """Index of the entry that made a revision of user keys."""
         self._index = 0
         self._sizes: dict[bytes, int] = {}
         """Of the user keys as they are: bytes of key and value."""
@@ -54,6 +56,10 @@ class Promises:
         if not new:
             return
         self._index = new[-1].index
+        for entry in new:
+            for event in entry.events:
+                if event.keyspace == USER_KEYS:
+                    self.index_of[event.revision] = entry.index
         results = [result for entry in new for result in entry.results]
         events = [event for entry in new for event in entry.events if event.keyspace == USER_KEYS]
         self._judge_space(member, results, events)

@@ -27,6 +27,8 @@ class Bench(Enum):
     """The same, with nothing but one much used key and leaders that lose touch."""
     SHRINKING = "shrinking"
     """The same, with voters that are removed while their leader loses touch."""
+    OPERATION = "operation"
+    """The same, with upgrades, quotas, archives and new members, and few faults."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Mutation:
 
 
 _G, _W, _S, _R = Bench.GROUP, Bench.WATCHES, Bench.SIMULATION, Bench.READS
-_H = Bench.SHRINKING
+_H, _O = Bench.SHRINKING, Bench.OPERATION
 _CORE = "raftkv.consensus.core:Core"
 _LOG = "raftkv.consensus.log:RaftLog"
 _REPLICA = "raftkv.server.replica:Replica"

@@ -42,17 +42,20 @@ class Operation:
         return self.settings | {"feature_level": self.levels.get(member_id, FEATURE_LEVEL)}
 
 
-def draw_operation(seed: int, size: int) -> Operation:
-    """That of a seed whose cluster is founded by `size` members."""
+def draw_operation(seed: int, size: int, *, busy: bool = False) -> Operation:
+    """That of a seed whose cluster is founded by `size` members; `busy`: nearly all at once."""
     chance = random.Random(f"operation {seed}")
-    mixed = chance.random() < 0.35
+    mixed = chance.random() < (0.7 if busy else 0.35)
     levels = {one: chance.randrange(FEATURE_LEVEL + 1) for one in range(1, size + 1) if mixed}
-    kinds = tuple(kind for kind in sorted(OPERATIONS) if chance.random() < 0.25)
+    share = 0.8 if busy else 0.25
+    kinds = tuple(kind for kind in sorted(OPERATIONS) if chance.random() < share)
     if mixed and "upgrade" not in kinds and chance.random() < 0.8:
         kinds = tuple(sorted((*kinds, "upgrade")))
+    small = chance.random() < (0.5 if busy else 0.3)
     settings = {
         "retention": chance.choice(_RETENTIONS),
-        "quota_bytes": chance.choice((10_000, 25_000)) if chance.random() < 0.3 else 64 * MIB,
+        "archive_interval_ms": chance.choice((0, 0, 500, 3_000)),
+        "quota_bytes": chance.choice((10_000, 25_000)) if small else 64 * MIB,
     }
     return Operation(kinds, settings, levels)
 

@@ -6,7 +6,7 @@ Each seed takes only some kinds of fault (swarm testing): what is always on hide
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raftkv.buggify import POINTS
 from raftkv.simulation import LinkSettings, MemberSettings
@@ -92,3 +92,14 @@ def draw(seed: int) -> Profile:
         ),
         fault_seconds=chance.choice((30, 60, 90, 150)),
     )
+
+
+def in_operation(seed: int, profile: Profile) -> Profile:
+    """A profile with much of what operation brings and few faults, for what is seldom otherwise."""
+    operation = draw_operation(seed, profile.size, busy=True)
+    settings = {
+        member_id: replace(settings, **operation.of(member_id))
+        for member_id, settings in profile.settings.items()
+    }
+    faults = ("kill", "partition", "clog", "slow disk", *operation.kinds)
+    return replace(profile, settings=settings, faults=faults, fault_interval_us=500_000)

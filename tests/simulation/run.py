@@ -47,10 +47,19 @@ from tests.linearizability.translation import key_record
 from tests.linearizability.watch_oracle import check_watches
 from tests.simulation.operations import enlarge, free_space, short_of_space
 from tests.simulation.profile import Profile, draw
+from tests.simulation.restoring import check_restores
 from tests.simulation.workload import Workload
 from tests.support.commit import commit
 
 SEEDS_THAT_SEE_ALL: Final = 20
+SEEDS_THAT_SEE_OPERATION: Final = 150
+SEEN_OF_OPERATION: Final = (
+    "NOSPACE alarm", "NOSPACE alarm cleared", "write refused for want of space",
+    "delete while out of space", "quota set", "write refused by a quota", "level agreed",
+    "old program refused by a peer", "old program refused by its files", "shrunk", "base",
+    "learner promoted", "learner promoted by the leader", "piece of the archive", "restore",
+)  # fmt: skip
+"""See `raftkv.simulation.promises`."""
 LIVENESS_SECONDS: Final = 120
 """Simulated time within which a healed cluster must agree and serve. Leases, time-outs of five
 seconds and snapshot transfers that are given up after three take their part of it."""
@@ -216,6 +225,7 @@ class _Run:
         violations += check_locks(workload.holdings, workload.effects)
         if violations:
             self._fail("\n\n".join(map(str, violations[:3])))
+        check_restores(self.cluster, self.seed)
 
     def _lease_ends(self) -> list[LeaseEnd]:
         """The leases that ran out, and when, from the events that the members applied."""
@@ -338,6 +348,8 @@ def blind_spots(total: Result) -> list[str]:
         "checks of the invariants": total.checks,
         "faults": sum(total.faults.values()),
     }
+    if total.seeds >= SEEDS_THAT_SEE_OPERATION:
+        seen |= {name: total.seen[name] for name in SEEN_OF_OPERATION}
     return [name for name, count in seen.items() if not count]
 
 
