@@ -52,6 +52,11 @@ class SimCluster:
         for founder in founders:
             self._make(founder.member_id, founder=True)
 
+    @property
+    def level(self) -> int:
+        """The feature level that is agreed, as far as any member that runs knows."""
+        return max((member.machine.level for member in self.up()), default=0)
+
     def _make(self, member_id: int, *, founder: bool) -> SimMember:
         member = self.members[member_id] = SimMember(
             self,
