@@ -79,7 +79,7 @@ class RangeReader:
         self._start, self._end = interval(request.key, request.range_end)
         self._sort = _SORT_BY.get(request.sort_target)
         self._descend = request.sort_order == SortOrder.DESCEND
-        self._reverse = self._sort is None and self._descend
+        self._reverse = self._sort is None and self._descend and not request.count_only
         filters = {
             "min_mod": request.min_mod_revision,
             "max_mod": request.max_mod_revision,
@@ -139,6 +139,9 @@ class RangeReader:
             self._end = found.resume
         else:
             self._start = found.resume
+        if self._full:
+            # What is left is a number, which has no order.
+            self._reverse = False
         return False
 
     def _gather(self, records: list[Record]) -> None:
