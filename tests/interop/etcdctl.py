@@ -424,9 +424,7 @@ async def main() -> None:
             folder = Path(name)
             async with running(folder, options.size) as cluster:
                 with real_etcd(folder) as port:
-                    differing += await asyncio.to_thread(
-                        run, program, cluster, port, folder
-                    )
+                    differing += await asyncio.to_thread(run, program, cluster, port, folder)
     if differing:
         sys.exit(f"{differing} scenarios differ")
 
