@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +72,10 @@ class _View:
         rows = self.owner.tables[table]
         assert not rows or rows.peekitem()[0] < key
         self.put(table, key, value)
+
+    def put_many(self, table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        for key, value in zip(keys, values, strict=True):
+            self.put(table, key, value)
 
     def delete(self, table: int, key: bytes) -> bool:
         self._note(table, key)
