@@ -266,7 +266,7 @@ def _read_in_order(
     if stopped is not None:
         resume = stopped[1:] + b"\0" if query.reverse else stopped[1:]
     count = total if query.want_count else None
-    return RangeResult(at, _records(raws, query), count, stopped is not None, resume)
+    return RangeResult(at, _wanted(raws, query), count, stopped is not None, resume)
 
 
 def _read_count(
@@ -365,13 +365,11 @@ def _read_sorted(reader: TableReader, query: RangeQuery, at: int, newest: int) -
     more = bool(query.limit) and len(raws) > query.limit
     if more:
         del raws[query.limit :]
-    return RangeResult(at, _records(raws, query), count, more)
+    return RangeResult(at, _wanted(raws, query), count, more)
 
 
-def _records(raws: list[bytes], query: RangeQuery) -> list[Record]:
-    if query.keys_only:
-        return [Record(without_value(raw)) for raw in raws]
-    return [Record(raw) for raw in raws]
+def _wanted(raws: list[bytes], query: RangeQuery) -> list[bytes]:
+    return [without_value(raw) for raw in raws] if query.keys_only else raws
 
 
 _SORT_KEYS: Final[dict[int, Callable[[bytes], Any]]] = {
