@@ -159,7 +159,7 @@ class Machine:
         """
         check(self.applied_index == 0, "a store is bootstrapped once", index=self.applied_index)
         with self._tables.write() as writer:
-            draft = self._draft(writer, self._quotas)
+            draft = self._draft(writer)
             draft.state.applied_index = index - 1
             draft.begin_entry(index, term)
             change_members(draft, conf, MemberChange(add=tuple(members)))
@@ -177,7 +177,7 @@ class Machine:
         """
         check(self.applied_index > 0, "only a state that something was applied to has a home")
         with self._tables.write() as writer:
-            draft = self._draft(writer, self._quotas)
+            draft = self._draft(writer)
             replace_members(draft, conf, tuple(members))
             draft.end_entry()
             draft.save()
@@ -198,7 +198,7 @@ class Machine:
         applied: list[Applied] = []
         hashes: list[bytes] = []
         with self._tables.write() as writer:
-            draft = self._draft(writer, self._quotas)
+            draft = self._draft(writer)
             state = draft.state
             for index, term, batch in batches:
                 draft.begin_entry(index, term)
@@ -259,7 +259,7 @@ class Machine:
         Its one result is a MemberResult. Atomic, and in order with `apply`.
         """
         with self._tables.write() as writer:
-            draft = self._draft(writer, self._quotas)
+            draft = self._draft(writer)
             draft.begin_entry(index, term)
             change_members(draft, conf, change)
             result = member_result(draft)
@@ -270,8 +270,8 @@ class Machine:
         self._remember_hash(index, draft.state.hash)
         return Applied(index, term, 0, 0, 0, [result], [], [])
 
-    def _draft(self, writer: TableWriter, quotas: Quotas = NO_QUOTAS) -> Draft:
-        return Draft(writer, self._state, self._alarms, self.auth, self._counts, quotas)
+    def _draft(self, writer: TableWriter) -> Draft:
+        return Draft(writer, self._state, self._alarms, self.auth, self._counts, self._quotas)
 
     def _adopt(self, draft: Draft) -> None:
         self._state = draft.state
