@@ -915,11 +915,45 @@ class ServerConnection:
                 self.send_window -= size
                 self._emit(frames.frame(frames.DATA, 0, stream.stream_id, data))
                 return
-            stream.pending = bytearray(data)
+            # Most of a long message may go: only the rest is kept.
+            with memoryview(data) as view:
+                sent = self._send_frames(stream, view)
+                if sent == size:
+                    return
+                stream.pending = bytearray(view[sent:])
+            self.held_bytes += size - sent
+            self._block(stream)
         else:
             pending += data
-        self.held_bytes += size
-        self._pump(stream)
+            self.held_bytes += size
+            self._pump(stream)
+
+    def _send_frames(self, stream: Stream, view: memoryview) -> int:
+        """Send what may be sent now of `view`; how many bytes."""
+        if self.paused:
+            return 0
+        at, size = 0, len(view)
+        while at < size and self.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES:
+            room = min(stream.window, self.send_window, self.frame_max, size - at)
+            if room <= 0:
+                break
+            stream.window -= room
+            self.send_window -= room
+            self.turn_bytes += room
+            self.out += (
+                frames.head(frames.DATA, 0, stream.stream_id, room),
+                bytes(view[at : at + room]),
+            )
+            at += room
+        if at:
+            self.touch()
+        return at
+
+    def _block(self, stream: Stream) -> None:
+        """What is left of `stream.pending` waits for windows, the socket or the next turn."""
+        if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
+            self._over_turn = True
+        self.blocked[stream.stream_id] = stream
 
     def send_trailers(self, stream: Stream, block: bytes) -> None:
         """The end of the answer, after all its content. Nothing may follow."""
@@ -957,22 +991,12 @@ class ServerConnection:
         pending = stream.pending
         if pending is None:
             return
-        while pending:
-            room = min(stream.window, self.send_window, self.frame_max)
-            if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
-                room = 0
-                self._over_turn = True
-            if room <= 0 or self.paused:
-                self.blocked[stream.stream_id] = stream
-                break
-            chunk = bytes(pending[:room])
-            del pending[:room]
-            size = len(chunk)
-            stream.window -= size
-            self.send_window -= size
-            self.held_bytes -= size
-            self.turn_bytes += size
-            self._emit(frames.frame(frames.DATA, 0, stream.stream_id, chunk))
+        with memoryview(pending) as view:
+            sent = self._send_frames(stream, view)
+        self.held_bytes -= sent
+        if sent < len(pending):
+            del pending[:sent]
+            self._block(stream)
         else:
             stream.pending = None
             self.blocked.pop(stream.stream_id, None)
