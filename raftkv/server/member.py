@@ -254,6 +254,10 @@ class Member:
         """See `Store.keep_alive`."""
         self.replica.keep_alive(lease, done)
 
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """See `Store.keep_alives`."""
+        self.replica.keep_alives(leases, done)
+
     def lease_time(self, lease: int, done: Done) -> None:
         """See `Store.lease_time`."""
         self.replica.lease_time(lease, done)

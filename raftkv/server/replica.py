@@ -236,6 +236,15 @@ class Replica:
         if not self._awake:
             self._wake()
 
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """See `Store.keep_alives`."""
+        if self._refusing is not None:
+            self._answer(done, self._refusing)
+            return
+        self._leases.keep_alives(leases, done)
+        if not self._awake:
+            self._wake()
+
     def watch(self, spec: WatchSpec, sink: WatchSink) -> Watch:
         """See `Store.watch`."""
         if self._refusing is not None:
