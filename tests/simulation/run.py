@@ -46,6 +46,7 @@ from tests.linearizability.lock_oracle import check_locks
 from tests.linearizability.translation import key_record
 from tests.linearizability.watch_oracle import check_watches
 from tests.simulation.profile import Profile, draw
+from tests.simulation.rights import GuardedDoor
 from tests.simulation.workload import Workload
 from tests.support.commit import commit
 
@@ -102,7 +103,11 @@ class _Run:
         self.world = World(seed, story=story)
         self.cluster = SimCluster(self.world, profile.size, settings=profile.settings_of)
         self.cluster.network.settings = profile.links
-        self.workload = Workload(self.cluster, profile.mix)
+        rights = profile.rights
+        self.guarded = (
+            None if rights is None else GuardedDoor(self.cluster, rights, profile.mix.clients)
+        )
+        self.workload = Workload(self.cluster, profile.mix, self.guarded)
         self.nemesis = Nemesis(self.cluster, profile.faults, profile.fault_interval_us)
 
     def run(self) -> Result:
@@ -121,6 +126,8 @@ class _Run:
         self.world.note("world", f"seed {self.seed}: {self.profile}")
         self.cluster.start()
         self.workload.start()
+        if self.guarded is not None:
+            self.guarded.start()
         self.nemesis.start()
         self.world.run(self.profile.fault_seconds)
 
@@ -128,6 +135,8 @@ class _Run:
         self.nemesis.heal()
         self.world.run(3)
         self.workload.stop()
+        if self.guarded is not None:
+            self.guarded.stop()
         self._until("every request has an outcome", lambda: self.workload.open == 0)
         self._until("one leader, and equal logs and states", self._agreed)
         for member in self._living():
@@ -198,8 +207,12 @@ class _Run:
         )
         violations += check_leases(operations, self._lease_ends())
         violations += check_locks(workload.holdings, workload.effects)
-        if violations:
-            self._fail("\n\n".join(map(str, violations[:3])))
+        wrong = [str(one) for one in violations]
+        if self.guarded is not None:
+            self.guarded.oracle.compare(machine)
+            wrong += self.guarded.oracle.violations
+        if wrong:
+            self._fail("\n\n".join(wrong[:3]))
 
     def _lease_ends(self) -> list[LeaseEnd]:
         """The leases that ran out, and when, from the events that the members applied."""
@@ -319,6 +332,8 @@ def blind_spots(total: Result) -> list[str]:
         "log entries": total.entries,
         "checks of the invariants": total.checks,
         "faults": sum(total.faults.values()),
+        "changes of rights": total.faults["rules changed"],
+        "requests that were denied a right": total.faults["right denied"],
     }
     return [name for name, count in seen.items() if not count]
 
