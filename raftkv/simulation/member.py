@@ -36,7 +36,7 @@ from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, app
 from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
 from raftkv.server.opening import Opened, open_files
-from raftkv.server.replica import Replica
+from raftkv.server.replica import Batch, Replica
 from raftkv.server.store import Done, StoreStats
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -60,6 +60,8 @@ DATA_DIRECTORY = "/raftkv"
 WALL_MS = 1_700_000_000_000
 """Wall clock at the beginning of time."""
 TRANSFER_PATIENCE_US = 3 * SECOND_US
+ASIDE_US_MAX = 300_000
+"""How long an apply takes that is done aside."""
 """A snapshot transfer that does not move for so long has failed."""
 
 
@@ -619,6 +621,17 @@ class SimMember:
         self._installing = False
         self.world.note(self.name, f"installed the snapshot at {meta.index}")
         self.replica.installed(meta)
+
+    def apply_aside(self, entries: list[Batch]) -> None:
+        """See `Surroundings.apply_aside`."""
+        self._later(self.world.random.randrange(ASIDE_US_MAX), self._work_out, entries)
+
+    def _work_out(self, entries: list[Batch]) -> None:
+        try:
+            worked = self.machine.work_out(entries)
+        except DiskFullError:
+            worked = None
+        self.replica.worked_out(worked)
 
     @property
     def installing(self) -> bool:
