@@ -37,6 +37,7 @@ from raftkv.machine.tables import CURRENT, HISTORY, LEASE_KEYS, META, VERSIONS, 
 
 if TYPE_CHECKING:
     from raftkv.machine.auth import AuthState
+    from raftkv.machine.counts import Change, LiveCounts
 
 HASH_BYTES: Final = 16
 UNLIMITED: Final = maxsize - 1
@@ -99,9 +100,9 @@ class Draft:
     """One apply under way: the writer, the counters, and what has come of it so far."""
 
     __slots__ = (
-        "alarms", "append_row", "auth", "corrupt", "delete_row", "events", "get", "guarded",
-        "leases", "no_space", "parts", "put_row", "quotas", "removals_left", "state", "sub",
-        "term", "tokens_removed", "user", "writer",
+        "alarms", "append_row", "auth", "came_and_went", "corrupt", "counts", "delete_row",
+        "events", "get", "guarded", "leases", "no_space", "parts", "put_row", "quotas",
+        "removals_left", "state", "sub", "term", "tokens_removed", "user", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -110,9 +111,14 @@ class Draft:
         state: State,
         alarms: frozenset[tuple[int, int]],
         auth: AuthState,
+        counts: LiveCounts,
         quotas: Quotas = NO_QUOTAS,
     ) -> None:
         self.writer = writer
+        self.counts = counts
+        """Blocks of user keys as they were before this draft."""
+        self.came_and_went: list[Change] = []
+        """User keys that it creates and deletes."""
         self.get = writer.get
         self.put_row = writer.put
         self.append_row = writer.append
@@ -195,6 +201,7 @@ class Draft:
                 self.put_row(LEASE_KEYS, U64.pack(lease) + row, b"")
         if before is None and keyspace == USER_KEYS:
             state.keys += 1
+            self.came_and_went.append((row, 1))
         if self.quotas is not None and keyspace == USER_KEYS:
             old_size = 0 if before is None else size_of(before)
             self.quotas.written(self.user, key, len(key) + len(value), old_size)

@@ -67,13 +67,13 @@ def remove(draft: Draft, rows: Sequence[bytes], olds: Sequence[bytes], cause: in
         for sub, (row, record) in enumerate(zip(rows, records, strict=True), first)
     ]
     draft.sub += len(rows)
-    if draft.quotas is None:
-        state.keys -= sum(row[0] == USER_KEYS for row in rows)
-        return
-    for row, old in zip(rows, olds, strict=True):
-        if row[0] == USER_KEYS:
-            state.keys -= 1
-            draft.quotas.removed(row[1:], size_of(old))
+    gone = [(row, -1) for row in rows if row[0] == USER_KEYS]
+    state.keys -= len(gone)
+    draft.came_and_went += gone
+    if draft.quotas is not None:
+        for row, old in zip(rows, olds, strict=True):
+            if row[0] == USER_KEYS:
+                draft.quotas.removed(row[1:], size_of(old))
 
 
 def _write(

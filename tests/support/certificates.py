@@ -21,6 +21,13 @@ CLIENT = (ExtendedKeyUsageOID.CLIENT_AUTH,)
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
+def replace(path: str | Path, content: bytes) -> None:
+    """Put a file in the place of another at once."""
+    draft = Path(f"{path}.new")
+    draft.write_bytes(content)
+    os.replace(draft, path)
+
+
 class Pki:
     """A CA in a folder, and files that it signed."""
 
@@ -37,9 +44,7 @@ class Pki:
         """Put a pair into files, each replaced at once."""
         paths = [self.folder / f"{name}.crt", self.folder / f"{name}.key"]
         for path, content in zip(paths, (pair.certificate, pair.key), strict=True):
-            draft = path.with_suffix(".new")
-            draft.write_bytes(content)
-            os.replace(draft, path)
+            replace(path, content)
         return TlsFiles(str(paths[0]), str(paths[1]), self.ca, self.crl)
 
     def member(self, name: str, hosts: tuple[str, ...] = LOOPBACK) -> TlsFiles:
@@ -71,11 +76,13 @@ class Pki:
         hosts: tuple[str, ...] = LOOPBACK,
         days: tuple[int, int] = (-1, 10),
         own: bool = False,
+        named: bool = True,
     ) -> TlsFiles:
         """A certificate with these usages, valid from and to days from now, perhaps signed by
-        itself."""
+        itself, perhaps without `name` as its common name."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        kind = NameOID.COMMON_NAME if named else NameOID.ORGANIZATION_NAME
+        subject = x509.Name([x509.NameAttribute(kind, name)])
         now = datetime.datetime.now(datetime.UTC)
         issuer_key = key if own else self.authority._key
         builder = (
@@ -119,11 +126,20 @@ class Pki:
         before = Path(self.crl) if self.crl else None
         revoked = [read_certificate(Path(one.cert)) for one in files]
         self.crl = str(self.folder / "crl.pem")
-        content = self.authority.revocations(before, revoked)
-        draft = Path(self.crl + ".new")
-        draft.write_bytes(content)
-        os.replace(draft, self.crl)
+        replace(self.crl, self.authority.revocations(before, revoked))
         return self.crl
+
+    def begin_new_authority(self, name: str) -> None:
+        """A second CA beside the first, which signs from now on; both are trusted."""
+        authority, crl = Path(self.ca).read_bytes(), Path(self.crl).read_bytes()
+        self.authority = Authority.make(name)
+        replace(self.ca, authority + self.authority.pem().certificate)
+        replace(self.crl, crl + self.authority.revocations(None, []))
+
+    def end_old_authority(self) -> None:
+        """Only the CA that signs now is trusted."""
+        replace(self.ca, self.authority.pem().certificate)
+        replace(self.crl, self.authority.revocations(None, []))
 
     def connecting(self, files: TlsFiles | None = None, *alpn: str) -> ssl.SSLContext:
         """The context of a client that trusts this CA."""

@@ -94,11 +94,15 @@ class Driver:
 
     def __init__(self, tables: Any = None) -> None:
         self.tables = MemoryTables() if tables is None else tables
-        self.machine = Machine(self.tables)
+        self.machine = self.opened()
         self.log: list[tuple[int, int, bytes]] = []
         self.term = 1
         self.now_ms = 1_000
         self.applied: Applied | None = None
+
+    def opened(self) -> Machine:
+        """A machine over the tables as they are; of few keys it makes many blocks."""
+        return Machine(self.tables, block_rows=1)
 
     def entry(self, *commands: Command) -> tuple[int, int, bytes]:
         index = self.machine.applied_index + 1
