@@ -225,8 +225,9 @@ class Machine:
             draft = self._draft(writer)
             draft.removals_left = removals_max
             if before_commit is not None:
-                # The owner's reads change the counts that they use.
-                draft.counts = LiveCounts(self._state.keys, self._state.revision)
+                # The owner's counts learn from its reads meanwhile.
+                state = self._state
+                draft.counts = LiveCounts(state.keys, state.revision, self._block_rows)
             state = draft.state
             for index, term, batch in batches:
                 draft.begin_entry(index, term)

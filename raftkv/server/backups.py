@@ -95,6 +95,9 @@ class Backups:
         self._last_success_seconds = 0
         self._last_bytes = 0
         self._base_due = 0.0
+        self._base_tried = 0.0
+        self._base_index = 0
+        """Of this member's newest base."""
         self._piece_due = 0.0
         self._failing = False
         """The last piece failed: the next attempt waits until it is due."""
@@ -148,13 +151,14 @@ class Backups:
 
     async def _back_up(self) -> None:
         """Make a base, and remove the oldest ones of this member's."""
-        started = self._wall()
+        started = self._base_tried = self._wall()
         try:
             newest = await self._in_thread(self._newest_base)
             due = (newest.made_ms if newest else 0) / 1000 + self._interval
             if not self._base_due and due > started:
                 # The last run of this member made one not long ago.
                 self._base_due = due
+                self._base_index = newest.index if newest else 0
                 return
             info = await self._take_snapshot()
             name = BaseName(info.meta.index, int(started * 1000), self._member_id)
@@ -166,6 +170,7 @@ class Backups:
             log.error("the backup failed: %s", error)
             return
         self._base_due = started + self._interval
+        self._base_index = name.index
         self._stats.backups_made += 1
         self._last_success_seconds, self._last_bytes = int(started), info.size
         log.info(
@@ -252,8 +257,13 @@ class Backups:
         )
 
     async def _keep_bound(self, archive: Archiver) -> None:
-        while sum(archive.sizes.values()) > self._settings.archive_bytes and len(archive.sizes) > 1:
-            oldest = min(archive.sizes, key=lambda name: name.first_index)
+        """Drop the oldest files past the bound; long before that, make a base that needs none."""
+        sizes = archive.sizes
+        needed = [size for name, size in sizes.items() if name.last_index > self._base_index]
+        if self._bases and 2 * sum(needed) > self._settings.archive_bytes:
+            self._base_due = min(self._base_due, self._base_tried + BACKUP_RETRY_SECONDS)
+        while sum(sizes.values()) > self._settings.archive_bytes and len(sizes) > 1:
+            oldest = min(sizes, key=lambda name: name.first_index)
             await self._drop(archive, oldest)
             self._stats.archive_files_dropped += 1
             log.warning("the archive is full: dropped its oldest file", extra={"file": oldest.text})

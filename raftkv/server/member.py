@@ -323,6 +323,8 @@ class Member:
             problems["corrupt"] = "this member's state differs from the others'"
         if any(kind == AlarmKind.NOSPACE for kind, _ in self.machine.alarms):
             problems["no_space"] = "a member is out of space: only deletes and compaction pass"
+        if self._upkeep.disk_stalled:
+            problems["disk_stalled"] = "the disk of the log does not answer"
         if self.node.is_learner:
             problems["learner"] = "this member is a learner"
         return problems

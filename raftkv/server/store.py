@@ -148,7 +148,7 @@ class Store(Protocol):
     def health(self) -> dict[str, str]:
         """Reasons why this member is not healthy, by check; empty when all is well.
 
-        Names: "no_leader", "corrupt", "no_space", "learner", "stopping".
+        Names: "no_leader", "corrupt", "no_space", "disk_stalled", "learner", "stopping".
         """
 
     def members(self) -> list[MemberInfo]:

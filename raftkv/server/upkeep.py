@@ -83,6 +83,11 @@ class Upkeep:
         self.log_disk_full = False
         """The log waits for space on its disk: told by whoever writes it."""
 
+    @property
+    def disk_stalled(self) -> bool:
+        """Whether the disk of the log does not answer just now."""
+        return self._disk.stalled
+
     def tick(self, now_ms: int) -> None:
         """One tick of the clock passed; `now_ms` tells how late it comes."""
         late_ms = now_ms - self._last_tick_ms - self._settings.tick_ms
