@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -116,6 +117,35 @@ def over_time(
         below.set_xlabel("seconds")
     figure.suptitle(title)
     figure.tight_layout()
+    save(figure, path)
+
+
+def timeline(
+    title: str, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    events: Sequence[tuple[float, str]], path: Path, logarithmic: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """A panel a quantity over minutes, one below the other, with what happened when on all."""
+    figure, rows = _pyplot().subplots(
+        len(panels), 1, figsize=(10, 1.7 * len(panels) + 1), squeeze=False, sharex=True
+    )
+    all_axes = [row[0] for row in rows]
+    for axes, (y_label, curves_of) in zip(all_axes, panels.items(), strict=True):
+        for colour, (side, points) in zip(itertools.cycle(COLOURS), curves_of.items()):
+            axes.plot(*zip(*points, strict=True), color=colour, label=side, linewidth=0.9)
+        if y_label in logarithmic:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_ylabel(y_label, fontsize=7)
+        axes.legend(fontsize=6, loc="upper right")
+        for at, _ in events:
+            axes.axvline(at, color="black", alpha=0.35, linewidth=0.7)
+    for at, what in events:
+        all_axes[0].annotate(
+            what, (at, 1.02), xycoords=("data", "axes fraction"), rotation=60, fontsize=7
+        )
+    all_axes[-1].set_xlabel("minutes")
+    figure.suptitle(title, y=0.98)
     save(figure, path)
 
 

@@ -37,7 +37,11 @@ def new_member(settings: dict[str, str]) -> Any:
     """The configuration that `new_member_options` describe. Raises ConfigError."""
     from raftkv.server.config import load_config
 
-    return load_config({name: value or None for name, value in settings.items()})
+    given: dict[str, object] = {name: value or None for name, value in settings.items()}
+    if "https://" in settings["initial_cluster"] + settings["initial_advertise_peer_urls"]:
+        # Nothing listens here, but what listens by default is http and would not fit.
+        given |= {"listen_peer_urls": "https://127.0.0.1:2380", "peer_auto_tls": True}
+    return load_config(given)
 
 
 def restored_text(settings: dict[str, str]) -> str:

@@ -45,9 +45,9 @@ from raftkv.server.append_thread import monotonic_ms as now_ms
 from raftkv.server.backups import Backups, BackupSettings
 from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.disk_watch import successors
-from raftkv.server.levels import AUTO_PROMOTION, Agreement, PeerLevels, check_agreed
+from raftkv.server.leading import Leading
+from raftkv.server.levels import AUTO_PROMOTION, PeerLevels, check_agreed
 from raftkv.server.opening import Opened
-from raftkv.server.promotions import Promotions
 from raftkv.server.replica import Replica
 from raftkv.server.shrink import PAUSE_SECONDS, Shrink, Shrunk
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
@@ -155,8 +155,7 @@ class Member:
             lambda: self._append.busy_since_ms,
         )
         self._levels = PeerLevels(config.feature_level, lambda: self.machine.level)
-        self._agreement = Agreement(self._levels, self.machine, self.member_id)
-        self._promotions = Promotions()
+        self._leading = Leading(self._levels, self.replica)
         self._backups = Backups(BackupSettings.of(config), opened, self.stats, self._take_snapshot)
         self.transport = Transport(
             member_id=self.member_id,
@@ -254,6 +253,10 @@ class Member:
     def keep_alive(self, lease: int, done: Done) -> None:
         """See `Store.keep_alive`."""
         self.replica.keep_alive(lease, done)
+
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """See `Store.keep_alives`."""
+        self.replica.keep_alives(leases, done)
 
     def lease_time(self, lease: int, done: Done) -> None:
         """See `Store.lease_time`."""
@@ -603,8 +606,7 @@ class Member:
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
         try:
             job = self._upkeep.housekeeping(now_ms())
-            if self.node.role is Role.LEADER:
-                self._lead()
+            self._leading.step()
         except Exception as error:
             self._crashed(error)
             return
@@ -707,16 +709,6 @@ class Member:
     ) -> None:
         change = ConfigChange(changes)
         await self._outcome(lambda done: self.replica.change_members(change, attributes, done))
-
-    def _lead(self) -> None:
-        """What the leader looks after once a second: a new feature level, learners to promote."""
-        self._agreement.step(self.propose)
-        wanted = self.machine.promotions()
-        member_id = self._promotions.due(self.node.status(), wanted) if wanted else None
-        if member_id is not None:
-            log.info("promoting a learner that has caught up", extra={"peer": f"{member_id:016x}"})
-            change = ConfigChange(((ChangeKind.ADD_VOTER, member_id),))
-            self.replica.change_members(change, [member_id], lambda result: None)
 
     def _keep_format(self) -> None:
         """The files say which programs must not open them; written once a level is agreed."""

@@ -24,7 +24,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -61,6 +61,8 @@ LAYERS_NAME: Final = b"layers"
 _MAGIC_OFFSET: Final = 16
 _MAGIC: Final = (0xBEEFC0DE).to_bytes(4, "little")
 _SLICE: Final = overflow.SLICE_BYTES
+_MANY: Final = 4
+"""Rows from which on a cursor of their own is worth it."""
 
 Row = tuple[bytes, bytes]
 
@@ -166,6 +168,15 @@ class LmdbWriter:
         """See `Writer.append`."""
         if len(key) > _SLICE or not self._put(key, value, True, True, True, self._dbs[table]):
             self.put(table, key, value)
+
+    def put_many(self, table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """See `Writer.put_many`."""
+        if len(keys) < _MANY or max(map(len, keys)) > _SLICE:
+            for key, value in zip(keys, values, strict=True):
+                self.put(table, key, value)
+            return
+        with self._txn.cursor(self._dbs[table]) as cursor:
+            cursor.putmulti(zip(keys, values, strict=True))
 
     def delete(self, table: int, key: bytes) -> bool:
         """See `Writer.delete`."""

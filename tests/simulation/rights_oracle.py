@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from raftkv.errors import PermissionDenied, RaftkvError
-from raftkv.machine.commands import Op, decode_batch
+from raftkv.machine.commands import BY_MEMBER, Op, decode_batch
 from raftkv.machine.machine import Machine
 from raftkv.machine.records import USER_KEYS
 from raftkv.machine.results import Applied
@@ -39,6 +39,8 @@ _BY_MEMBERS: Final = frozenset(
         Op.CLUSTER_LEVEL, Op.MEMBER_PROMOTION,
     )
 )  # fmt: skip
+_AT_TIMES_BY_MEMBERS: Final = frozenset((Op.COMPACT, Op.QUOTA_SET))
+"""Of their own accord, if the guard says so: retention, and what the operator of a seed sets."""
 
 
 class Asker(NamedTuple):
@@ -177,7 +179,9 @@ class RightsOracle:
             if isinstance(result, RaftkvError):
                 continue
             inner = command[4] if command[0] == Op.GUARDED else command
-            self._judge(index, inner)
+            own = command[0] == Op.GUARDED and command[2] == BY_MEMBER
+            if inner[0] not in (_BY_MEMBERS | _AT_TIMES_BY_MEMBERS if own else _BY_MEMBERS):
+                self._judge(index, inner)
             while events and events[0].revision <= result.revision:
                 event = events.pop(0)
                 if event.keyspace == USER_KEYS:
@@ -187,7 +191,7 @@ class RightsOracle:
 
     def _judge(self, index: int, command: list[Any]) -> None:
         rules = self.rules
-        if not rules.enabled or command[0] in _BY_MEMBERS:
+        if not rules.enabled:
             return
         askers = self._asked.get(repr(command), [])
         if not any(rules.allow(asker, self._needs_now(request)) for asker, request in askers):

@@ -45,12 +45,22 @@ from tests.linearizability.lease_oracle import LeaseEnd, check_leases
 from tests.linearizability.lock_oracle import check_locks
 from tests.linearizability.translation import key_record
 from tests.linearizability.watch_oracle import check_watches
+from tests.simulation.operations import enlarge, free_space, short_of_space
 from tests.simulation.profile import Profile, draw
+from tests.simulation.restoring import check_restores
 from tests.simulation.rights import GuardedDoor
 from tests.simulation.workload import Workload
 from tests.support.commit import commit
 
 SEEDS_THAT_SEE_ALL: Final = 20
+SEEDS_THAT_SEE_OPERATION: Final = 150
+SEEN_OF_OPERATION: Final = (
+    "NOSPACE alarm", "NOSPACE alarm cleared", "write refused for want of space",
+    "delete while out of space", "quota set", "write refused by a quota", "level agreed",
+    "old program refused by a peer", "old program refused by its files", "shrunk", "base",
+    "learner promoted", "learner promoted by the leader", "piece of the archive", "restore",
+)  # fmt: skip
+"""See `raftkv.simulation.promises`."""
 LIVENESS_SECONDS: Final = 120
 """Simulated time within which a healed cluster must agree and serve. Leases, time-outs of five
 seconds and snapshot transfers that are given up after three take their part of it."""
@@ -79,6 +89,8 @@ class Result:
     watch_events: int = 0
     entries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    """What operations brought, see `raftkv.simulation.promises`."""
     digest: str = ""
 
     def add(self, other: Result) -> None:
@@ -89,6 +101,7 @@ class Result:
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults.update(other.faults)
+        self.seen.update(other.seen)
 
 
 def run_seed(seed: int, *, story: bool = False, profile: Profile | None = None) -> Result:
@@ -139,10 +152,22 @@ class _Run:
             self.guarded.stop()
         self._until("every request has an outcome", lambda: self.workload.open == 0)
         self._until("one leader, and equal logs and states", self._agreed)
+        if short_of_space(self._living()):
+            self._make_space()
         for member in self._living():
             self._fresh_write(member)
         self._until("one leader, and equal logs and states", self._agreed)
         self.world.run(2)
+        self._until("one leader, and equal logs and states", self._agreed)
+
+    def _make_space(self) -> None:
+        """Alarms end by themselves once there is space again."""
+        for _ in range(3):
+            free_space(self.workload)
+            self.world.run(3)
+        if short_of_space(self._living()):
+            enlarge(self._living())
+        self._until("there is space", lambda: not short_of_space(self._living()))
         self._until("one leader, and equal logs and states", self._agreed)
 
     def _living(self) -> list[SimMember]:
@@ -213,6 +238,7 @@ class _Run:
             wrong += self.guarded.oracle.violations
         if wrong:
             self._fail("\n\n".join(wrong[:3]))
+        check_restores(self.cluster, self.seed)
 
     def _lease_ends(self) -> list[LeaseEnd]:
         """The leases that ran out, and when, from the events that the members applied."""
@@ -264,6 +290,7 @@ class _Run:
             ),
             entries=self.cluster.invariants.committed_index,
             faults=+faults,
+            seen=+self.cluster.promises.seen,
             digest=world.digest(),
         )
 
@@ -318,6 +345,7 @@ def summary(total: Result, seconds: float) -> dict[str, Any]:
         "watch_events": total.watch_events,
         "log_entries": total.entries,
         "faults": dict(sorted(total.faults.items())),
+        "seen": dict(sorted(total.seen.items())),
         "seconds": round(seconds),
     }
 
@@ -335,6 +363,8 @@ def blind_spots(total: Result) -> list[str]:
         "changes of rights": total.faults["rules changed"],
         "requests that were denied a right": total.faults["right denied"],
     }
+    if total.seeds >= SEEDS_THAT_SEE_OPERATION:
+        seen |= {name: total.seen[name] for name in SEEN_OF_OPERATION}
     return [name for name, count in seen.items() if not count]
 
 
@@ -343,13 +373,17 @@ def show(total: Result, seconds: float) -> None:
     console = Console()
     table = Table(title="Simulation", show_header=False)
     for name, value in summary(total, seconds).items():
-        if name != "faults":
+        if name not in ("faults", "seen"):
             table.add_row(name.replace("_", " "), f"{value:,}" if value != commit() else value)
     faults = Table("fault", "injected")
     for kind, count in sorted(total.faults.items()):
         faults.add_row(kind, f"{count:,}")
+    seen = Table("of operations", "seen")
+    for kind, count in sorted(total.seen.items()):
+        seen.add_row(kind, f"{count:,}")
     console.print(table)
     console.print(faults)
+    console.print(seen)
 
 
 def tell_failure(seed: int) -> None:

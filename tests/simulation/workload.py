@@ -93,7 +93,7 @@ class Workload:
         self._leases = 0
         self._kinds = list(mix.weights)
         self._weights = list(mix.weights.values())
-        self._newest_revision = 1
+        self.newest_revision = 1
         self._clients = [_Client(self, number) for number in range(mix.clients)]
         self._watchers = [_Watcher(self) for _ in range(mix.watchers)]
         self._lockers = [_Locker(self, mix.clients + number) for number in range(mix.lockers)]
@@ -165,7 +165,7 @@ class Workload:
     def saw(self, result: Any) -> None:
         """Remember how far the store is, for reads at older revisions and for compaction."""
         revision = getattr(result, "revision", 0)
-        self._newest_revision = max(self._newest_revision, revision)
+        self.newest_revision = max(self.newest_revision, revision)
 
     def draw(self) -> Request:
         """The next request of some client, other than those about leases."""
@@ -189,9 +189,9 @@ class Workload:
             case "transaction":
                 return self._transaction()
             case "compact":
-                return Compact(max(1, self._newest_revision - chance.randrange(30)))
+                return Compact(max(1, self.newest_revision - chance.randrange(30)))
             case "old revision":
-                revision = max(1, self._newest_revision - chance.randrange(40))
+                revision = max(1, self.newest_revision - chance.randrange(40))
                 return Range(*ALL_KEYS, revision=revision)
         return Grant(self.lease(), chance.choice((1, 2, 3, 8)))
 
@@ -199,7 +199,7 @@ class Workload:
         chance, key = self.world.random, self.key()
         swap = (Put(key, self.value(), want_previous=True),)
         if chance.random() < 0.5:
-            mod = chance.choice((0, self._newest_revision, self._newest_revision - 1))
+            mod = chance.choice((0, self.newest_revision, self.newest_revision - 1))
             return Txn((Compare(key, "mod", "=", mod),), swap, (Range(key),))
         version = chance.randrange(4)
         operator: Any = chance.choice(("=", ">", "<", "!="))

@@ -21,6 +21,13 @@ CLIENT = (ExtendedKeyUsageOID.CLIENT_AUTH,)
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
+def replace(path: str | Path, content: bytes) -> None:
+    """Put a file in the place of another at once."""
+    draft = Path(f"{path}.new")
+    draft.write_bytes(content)
+    os.replace(draft, path)
+
+
 class Pki:
     """A CA in a folder, and files that it signed."""
 
@@ -37,9 +44,7 @@ class Pki:
         """Put a pair into files, each replaced at once."""
         paths = [self.folder / f"{name}.crt", self.folder / f"{name}.key"]
         for path, content in zip(paths, (pair.certificate, pair.key), strict=True):
-            draft = path.with_suffix(".new")
-            draft.write_bytes(content)
-            os.replace(draft, path)
+            replace(path, content)
         return TlsFiles(str(paths[0]), str(paths[1]), self.ca, self.crl)
 
     def member(self, name: str, hosts: tuple[str, ...] = LOOPBACK) -> TlsFiles:
@@ -121,11 +126,20 @@ class Pki:
         before = Path(self.crl) if self.crl else None
         revoked = [read_certificate(Path(one.cert)) for one in files]
         self.crl = str(self.folder / "crl.pem")
-        content = self.authority.revocations(before, revoked)
-        draft = Path(self.crl + ".new")
-        draft.write_bytes(content)
-        os.replace(draft, self.crl)
+        replace(self.crl, self.authority.revocations(before, revoked))
         return self.crl
+
+    def begin_new_authority(self, name: str) -> None:
+        """A second CA beside the first, which signs from now on; both are trusted."""
+        authority, crl = Path(self.ca).read_bytes(), Path(self.crl).read_bytes()
+        self.authority = Authority.make(name)
+        replace(self.ca, authority + self.authority.pem().certificate)
+        replace(self.crl, crl + self.authority.revocations(None, []))
+
+    def end_old_authority(self) -> None:
+        """Only the CA that signs now is trusted."""
+        replace(self.ca, self.authority.pem().certificate)
+        replace(self.crl, self.authority.revocations(None, []))
 
     def connecting(self, files: TlsFiles | None = None, *alpn: str) -> ssl.SSLContext:
         """The context of a client that trusts this CA."""

@@ -7,6 +7,7 @@ libraries repeat requests by themselves when a kept connection drops; this one d
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,9 @@ class Reply:
 class Line:
     """A kept connection to one member, for one request at a time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, context: ssl.SSLContext | None = None) -> None:
+        """`context`: for https."""
+        self._context = context
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -62,7 +65,7 @@ class Line:
             try:
                 async with asyncio.timeout(min(CONNECT_SECONDS, seconds)):
                     self._streams = await asyncio.open_connection(
-                        self._host, self._port, limit=HEAD_BYTES_MAX
+                        self._host, self._port, limit=HEAD_BYTES_MAX, ssl=self._context
                     )
             except (OSError, TimeoutError) as error:
                 raise NotSent(str(error) or "the connection timed out") from error

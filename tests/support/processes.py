@@ -191,12 +191,7 @@ class Cluster:
         )
 
     async def __aenter__(self) -> Cluster:
-        pki = self.certificates
-        context = True if pki is None else pki.connecting(pki.client("root"))
-        self.session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=10),
-            connector=aiohttp.TCPConnector(limit=0, ssl=context),
-        )
+        self.session = self._open_session()
         try:
             for member in self.members:
                 member.start()
@@ -206,6 +201,20 @@ class Cluster:
             await self.__aexit__()
             raise
         return self
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        pki = self.certificates
+        context = True if pki is None else pki.connecting(pki.client("root"))
+        return aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=10),
+            connector=aiohttp.TCPConnector(limit=0, ssl=context),
+        )
+
+    async def reconnect(self) -> None:
+        """Go on over new connections, with a new certificate of client root."""
+        assert self.session is not None
+        await self.session.close()
+        self.session = self._open_session()
 
     async def __aexit__(self, *exc: object) -> None:
         assert self.session is not None

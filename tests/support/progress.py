@@ -13,7 +13,15 @@ QUIET_SECONDS = 15.0
 class Progress:
     """`total` in the unit of `update`."""
 
-    def __init__(self, label: str, total: float, stream: TextIO = sys.stderr) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: float,
+        stream: TextIO = sys.stderr,
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> None:
+        """`quiet_seconds`: between two lines where there is no terminal."""
+        self._quiet_seconds = quiet_seconds
         self._label = label
         self._total = total
         self._stream = stream
@@ -25,7 +33,7 @@ class Progress:
         """Say how far it is."""
         now = time.monotonic()
         terminal = self._stream.isatty()
-        if now - self._said < (0.1 if terminal else QUIET_SECONDS) and done < self._total:
+        if now - self._said < (0.1 if terminal else self._quiet_seconds) and done < self._total:
             return
         self._said = now
         share = min(1.0, done / self._total)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -62,8 +63,16 @@ class PlainClient:
     """One client that sends each request once, to a member drawn anew now and then."""
 
     def __init__(
-        self, history: History, number: int, urls: Urls, chance: random.Random, seconds: float = 2.0
+        self,
+        history: History,
+        number: int,
+        urls: Urls,
+        chance: random.Random,
+        seconds: float = 2.0,
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        """`seconds` for each request; `context`: for https."""
+        self._context = context
         self._history = history
         self._number = number
         self._urls = urls
@@ -77,7 +86,7 @@ class PlainClient:
         urls = self._urls()
         if self._url not in urls or self._chance.random() < 0.2:
             self._url = self._chance.choice(urls)
-        line = self._lines.setdefault(self._url, Line(self._url))
+        line = self._lines.setdefault(self._url, Line(self._url, self._context))
         http = encode(request)
         token = self._history.begin(self._number, request, now_us())
         try:

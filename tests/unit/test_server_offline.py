@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from raftkv.cli.main import cli
 from raftkv.consensus.types import ConfState, SnapshotMeta
 from raftkv.errors import ConfigError, CorruptionError, FormatError, StorageError
 from raftkv.machine import commands
@@ -106,6 +108,25 @@ async def test_a_cluster_restored_under_the_old_settings_is_another_one(
     old = found(mine)
     assert opened.identity.cluster_id != old.cluster_id
     assert opened.identity.member_id not in {member.member_id for member in old.members}
+    close(opened)
+
+
+@pytest.mark.parametrize("advertise", [False, True])
+async def test_a_cluster_whose_members_speak_tls_is_restored(
+    saved: Path, tmp_path: Path, advertise: bool
+) -> None:
+    url = "https://127.0.0.1:7000"
+    mine = config(tmp_path / "new", "a", "")
+    command = [
+        "snapshot", "restore", str(saved), "--data-dir", mine.data_dir, "--name", "a",
+        "--initial-cluster", f"a={url}",
+        *(["--initial-advertise-peer-urls", url] if advertise else []),
+    ]  # fmt: skip
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    opened = await open_member(mine)
+    (member,) = opened.machine.members()
+    assert member.peer_urls == (url,)
     close(opened)
 
 

@@ -233,6 +233,14 @@ def test_bytes_since(tmp_path: Path) -> None:
     pair.close()
 
 
+def test_bytes_since_behind_a_received_snapshot(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    pair.write(entries(1, 10))
+    pair.log.install(SnapshotMeta(500, 6, CONF))
+    assert [pair.log.bytes_since(index) for index in (0, 10, 499, 500, 501)] == [0] * 5
+    pair.close()
+
+
 def test_files_of_released_segments_are_closed_and_gone(tmp_path: Path) -> None:
     pair = Pair(tmp_path, cache_bytes=0)
     for one in entries(1, 1500, size=200):
