@@ -39,6 +39,8 @@ _BY_MEMBERS: Final = frozenset(
         Op.CLUSTER_LEVEL, Op.MEMBER_PROMOTION,
     )
 )  # fmt: skip
+_AT_TIMES_BY_MEMBERS: Final = frozenset((Op.COMPACT, Op.QUOTA_SET))
+"""Of their own accord, if the guard says so: retention, and what the operator of a seed sets."""
 
 
 class Asker(NamedTuple):
@@ -176,11 +178,9 @@ class RightsOracle:
         for command, result in zip(commands, entry.results, strict=True):
             if isinstance(result, RaftkvError):
                 continue
-            guarded = command[0] == Op.GUARDED
-            inner = command[4] if guarded else command
-            # Members compact by themselves, and a seed's operator sets quotas through one.
-            own = guarded and command[2] == BY_MEMBER
-            if not (own and inner[0] in (Op.COMPACT, Op.QUOTA_SET)):
+            inner = command[4] if command[0] == Op.GUARDED else command
+            own = command[0] == Op.GUARDED and command[2] == BY_MEMBER
+            if inner[0] not in (_BY_MEMBERS | _AT_TIMES_BY_MEMBERS if own else _BY_MEMBERS):
                 self._judge(index, inner)
             while events and events[0].revision <= result.revision:
                 event = events.pop(0)
@@ -191,7 +191,7 @@ class RightsOracle:
 
     def _judge(self, index: int, command: list[Any]) -> None:
         rules = self.rules
-        if not rules.enabled or command[0] in _BY_MEMBERS:
+        if not rules.enabled:
             return
         askers = self._asked.get(repr(command), [])
         if not any(rules.allow(asker, self._needs_now(request)) for asker, request in askers):

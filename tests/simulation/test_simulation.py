@@ -43,10 +43,13 @@ def test_a_watch_that_cannot_be_recorded_fails_its_seed(monkeypatch: pytest.Monk
         run_seed(7)
 
 
+_FAULTS = Counter({"kill": 1, "rules changed": 1, "right denied": 1})
+
+
 def test_a_bench_that_saw_nothing_is_not_content() -> None:
     all_seen = Result(
         seeds=50, answered=1, watch_events=1, entries=1, checks=1,
-        faults=Counter({"kill": 1, "rules changed": 1, "right denied": 1}),
+        faults=_FAULTS,
     )  # fmt: skip
     assert blind_spots(all_seen) == []
     assert blind_spots(replace(all_seen, watch_events=0)) == ["watch events"]
@@ -57,7 +60,7 @@ def test_a_bench_that_saw_no_operation_is_not_content() -> None:
     seen = Counter(dict.fromkeys(SEEN_OF_OPERATION, 1))
     all_seen = Result(
         seeds=SEEDS_THAT_SEE_OPERATION, answered=1, watch_events=1, entries=1, checks=1,
-        faults=Counter(kill=1), seen=seen,
+        faults=_FAULTS, seen=seen,
     )  # fmt: skip
     assert blind_spots(all_seen) == []
     for name in SEEN_OF_OPERATION:
