@@ -28,7 +28,9 @@ class Leading:
         replica = self._replica
         if replica.node.role is not Role.LEADER:
             return
-        self._agreement.step(replica.propose)
+        if replica.members_known:
+            # A newcomer that is in the log only must be asked, too.
+            self._agreement.step(replica.propose)
         # Looked at also when nobody waits: what was committed at the last look must be news.
         member_id = self._promotions.due(replica.node.status(), replica.machine.promotions())
         if member_id is not None:

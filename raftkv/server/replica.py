@@ -513,7 +513,15 @@ class Replica:
 
     def _check_change(self, change: ConfigChange) -> None:
         """At the leader: refuse what would be wrong or unsafe."""
+        if self._installing:
+            # Consensus knows the members of the image, the tables still those before it.
+            raise _refusal(_TAKING_OVER)
         check_change(change, self.node.status(), self.machine.members())
+
+    @property
+    def members_known(self) -> bool:
+        """Whether this leader's tables hold every membership change that is in its log."""
+        return not self._installing and not self.node.change_pending
 
     def _apply_config(self, entry: Entry) -> None:
         change = decode_change(entry.data)
@@ -730,6 +738,9 @@ class Replica:
         self._wake()
 
 
+_TAKING_OVER = "the leader is just taking over; nothing was done, try again shortly"
+
+
 def _identity(entry: Entry) -> tuple[int, int, int]:
     """(origin, boot, sequence) of a proposal."""
     if entry.kind is EntryKind.BATCH:
@@ -760,8 +771,8 @@ def _refusal(reason: str) -> Refused:
         return NoLeader("leadership is being handed over; nothing was done, try again shortly")
     if reason == "removed":
         return NoLeader("the leader is leaving the cluster; nothing was done, try again shortly")
-    if reason == "no entry of this term is committed yet":
-        return NoLeader("the leader is just taking over; nothing was done, try again shortly")
+    if reason in ("no entry of this term is committed yet", _TAKING_OVER):
+        return NoLeader(_TAKING_OVER)
     if reason == "a membership change is pending":
         return TooManyRequests(
             "another membership change is under way; nothing was done, try again shortly"

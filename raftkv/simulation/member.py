@@ -372,7 +372,7 @@ class SimMember:
 
     def propose(self, command: Command, done: Done) -> None:
         """As `Store.propose`."""
-        self._ask(done, lambda tracked: self.replica.propose(command, tracked))
+        self.ask(done, lambda tracked: self.replica.propose(command, tracked))
 
     def read(self, query: Callable[[Machine], Any], done: Done, *, serializable: bool) -> None:
         """done(query(machine)), linearizably or of what is here; or done(error)."""
@@ -393,22 +393,27 @@ class SimMember:
             else:
                 self.replica.read_index(confirmed)
 
-        self._ask(done, begin)
+        self.ask(done, begin)
 
     def keep_alive(self, lease: int, done: Done) -> None:
         """As `Store.keep_alive`."""
-        self._ask(done, lambda tracked: self.replica.keep_alive(lease, tracked))
+        self.ask(done, lambda tracked: self.replica.keep_alive(lease, tracked))
 
     def change_members(self, change: ConfigChange, attributes: list[Any], done: Done) -> None:
         """As `Replica.change_members`."""
-        self._ask(done, lambda tracked: self.replica.change_members(change, attributes, tracked))
+        self.ask(done, lambda tracked: self.replica.change_members(change, attributes, tracked))
 
-    def watch(self, spec: WatchSpec, sink: WatchSink) -> None:
-        """As `Store.watch`; a refusal comes by `sink.closed`."""
+    def watch(
+        self,
+        spec: WatchSpec,
+        sink: WatchSink,
+        through: Callable[[WatchSpec, WatchSink], Watch] | None = None,
+    ) -> None:
+        """As `Store.watch`, or by what stands before it; a refusal comes by `sink.closed`."""
 
         def begin() -> None:
             try:
-                self._watches[sink] = self.replica.watch(spec, sink)
+                self._watches[sink] = (through or self.replica.watch)(spec, sink)
             except RaftkvError as refused:
                 sink.closed(refused)
 
@@ -437,7 +442,9 @@ class SimMember:
 
         self.deliver(ask)
 
-    def _ask(self, done: Done, begin: Callable[[Done], None]) -> None:
+    def ask(self, done: Done, begin: Callable[[Done], None]) -> None:
+        """begin(tracked) in the process that runs now; what it tells `tracked` goes to `done`,
+        unless the process ends before."""
         if not self.up:
             self.world.after(0, done, _not_there())
             return
@@ -456,8 +463,10 @@ class SimMember:
         if self.levels.own < FEATURE_LEVEL:
             self.levels.check_known(entries)
         applied = self._apply(entries)
-        for entry in applied:
+        for (index, _, data), entry in zip(entries, applied, strict=True):
             self.cluster.happened(entry.events)
+            for listener in self.cluster.on_applied:
+                listener(index, data, entry)
         self.cluster.promises.applied(self, applied)
         return applied
 

@@ -43,8 +43,7 @@ def _upgrade(nemesis: Nemesis) -> None:
 
 def _downgrade(nemesis: Nemesis) -> None:
     """Somebody starts a program that is too old for what the cluster has agreed on."""
-    agreed = max((member.machine.level for member in nemesis.cluster.up()), default=0)
-    member = nemesis.some_member()
+    agreed, member = nemesis.cluster.level, nemesis.some_member()
     if not agreed or member is None or member.levels.own < agreed:
         return
     nemesis.world.fault("downgrade", member.name, f"is started at level {agreed - 1}")
@@ -60,9 +59,13 @@ def _back_again(nemesis: Nemesis, member: SimMember) -> None:
 
 
 def end_downgrade(member: SimMember) -> None:
-    """Let the newest program that ever ran at `member` be the next; end an older one."""
-    if member.settings.feature_level < member.newest_level:
-        member.settings = replace(member.settings, feature_level=member.newest_level)
+    """Let a program that is new enough be the next at `member`; end one that is not.
+
+    That goes for a downgrade as for a newcomer that was added with a program too old.
+    """
+    needed = max(member.newest_level, member.cluster.level)
+    if member.settings.feature_level < needed:
+        member.settings = replace(member.settings, feature_level=needed)
         member.stop()
 
 

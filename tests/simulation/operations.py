@@ -35,7 +35,8 @@ class Operation:
     settings: dict[str, Any]
     """Of every member."""
     levels: dict[int, int]
-    """Feature level of each founding member's first program, where it is not the newest."""
+    """Feature level of each member's first program, where it is not the newest; by id, 0 for
+    those that join."""
 
     def of(self, member_id: int) -> dict[str, Any]:
         """The settings of a member."""
@@ -46,7 +47,7 @@ def draw_operation(seed: int, size: int, *, busy: bool = False) -> Operation:
     """That of a seed whose cluster is founded by `size` members; `busy`: nearly all at once."""
     chance = random.Random(f"operation {seed}")
     mixed = chance.random() < (0.7 if busy else 0.35)
-    levels = {one: chance.randrange(FEATURE_LEVEL + 1) for one in range(1, size + 1) if mixed}
+    levels = {one: chance.randrange(FEATURE_LEVEL + 1) for one in range(size + 1) if mixed}
     share = 0.8 if busy else 0.25
     kinds = tuple(kind for kind in sorted(OPERATIONS) if chance.random() < share)
     if mixed and "upgrade" not in kinds and chance.random() < 0.8:

@@ -99,3 +99,31 @@ def test_shrinking_changes_nothing_but_the_space(of_leader: bool) -> None:
     assert cluster.promises.seen["shrunk"] == 1
     assert len({one.machine.state_hash for one in cluster.members.values()}) == 1
     assert len(member.machine.members()) == 3
+
+
+def test_a_newcomer_that_is_in_the_log_only_is_asked_for_its_level() -> None:
+    """The leader asked the members that its tables knew; entries reach a newcomer before that."""
+    world = World(8)
+    levels = {1: 1, 2: 1, 3: 0}
+    cluster = SimCluster(
+        world, 3, settings=lambda member_id: MemberSettings(feature_level=levels.get(member_id, 0))
+    )
+    cluster.start()
+    cluster.wait_for_leader()
+    world.run(5)
+    last = cluster.members[3]
+    last.settings = replace(last.settings, feature_level=1)
+    last.stop()
+    cluster.restart(last)
+    leader = cluster.wait_for_leader()
+    while leader.levels.told.told.get(3) != 1:
+        world.run(0.0005)
+    answers: list[Any] = []
+    newcomer = cluster.add_member(leader, learner=True, done=answers.append)
+    while not leader.replica.node.change_pending:
+        world.run(0.0001)
+    assert not leader.replica.members_known and leader.machine.level == 0
+    leader.leading.step()
+    world.run(10)
+    assert {member.machine.level for member in cluster.members.values()} == {0}
+    assert cluster.members[newcomer].machine.applied_index == leader.machine.applied_index
