@@ -87,6 +87,7 @@ class StoreStats:
     disk_stalls: int = 0
     disk_stall_handovers: int = 0
     batches_held_back: int = 0
+    applies_aside: int = 0
     auto_compactions: int = 0
     backups_made: int = 0
     backup_failures: int = 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from raftkv.errors import PermissionDenied, RaftkvError
-from raftkv.machine.commands import Op, decode_batch
+from raftkv.machine.commands import BY_MEMBER, Op, decode_batch
 from raftkv.machine.machine import Machine
 from raftkv.machine.records import USER_KEYS
 from raftkv.machine.results import Applied
@@ -176,8 +176,12 @@ class RightsOracle:
         for command, result in zip(commands, entry.results, strict=True):
             if isinstance(result, RaftkvError):
                 continue
-            inner = command[4] if command[0] == Op.GUARDED else command
-            self._judge(index, inner)
+            guarded = command[0] == Op.GUARDED
+            inner = command[4] if guarded else command
+            # Members compact by themselves, and a seed's operator sets quotas through one.
+            own = guarded and command[2] == BY_MEMBER
+            if not (own and inner[0] in (Op.COMPACT, Op.QUOTA_SET)):
+                self._judge(index, inner)
             while events and events[0].revision <= result.revision:
                 event = events.pop(0)
                 if event.keyspace == USER_KEYS:
