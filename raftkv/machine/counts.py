@@ -33,7 +33,7 @@ Piece = tuple[bytes, int]
 class LiveCounts:
     """Blocks of rows and the live keys of each, as of the last committed change."""
 
-    __slots__ = ("_bounds", "_changed", "_counts", "block_rows")
+    __slots__ = ("_bounds", "_changed", "_counts", "_last_change", "_unknown", "block_rows")
 
     def __init__(self, keys: int, revision: int, block_rows: int = BLOCK_ROWS) -> None:
         """`keys`: all live user keys at `revision`, the newest."""
@@ -45,6 +45,10 @@ class LiveCounts:
         self._changed = [revision]
         """At which revision a key of the block last came or went, at most; so its count of now is
         that of every revision from there on."""
+        self._last_change = revision
+        """The greatest of these."""
+        self._unknown = 0
+        """How many blocks are not known."""
 
     @property
     def blocks(self) -> int:
@@ -61,7 +65,8 @@ class LiveCounts:
         if last <= first or bounds[first] != low:
             return 0, low
         found = counts[first:last]
-        if min(found) == UNKNOWN or max(changed[first:last]) > at:
+        unknown = self._unknown and min(found) == UNKNOWN
+        if unknown or (at < self._last_change and max(changed[first:last]) > at):
             for place in range(first, last):
                 if counts[place] == UNKNOWN or changed[place] > at:
                     last = place
@@ -92,6 +97,7 @@ class LiveCounts:
             )  # fmt: skip
         if rows < 2 * self.block_rows:
             if low == start and reached == end:
+                self._unknown -= counts[place] == UNKNOWN
                 counts[place] = seen
             return
         # The last piece may be small: it stays with the one before.
@@ -105,9 +111,11 @@ class LiveCounts:
         bounds[place : place + 1] = [name for name, _ in cut]
         counts[place : place + 1] = [live for _, live in cut]
         self._changed[place : place + 1] = [self._changed[place]] * len(cut)
+        self._unknown = counts.count(UNKNOWN)
 
     def note(self, changes: Sequence[Change], revision: int) -> None:
         """Keys came and went, at `revision` or before; what was changed is committed."""
+        self._last_change = revision
         bounds, counts, changed = self._bounds, self._counts, self._changed
         for row, difference in changes:
             place = bisect_right(bounds, row) - 1
