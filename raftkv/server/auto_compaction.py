@@ -3,8 +3,8 @@
 Every member notes the store's revision now and then, so that whoever leads, and for however short a
 time, knows how old a revision is; only the leader acts on it, by a command in the log. A member
 that was away, or lags, notes less than there was and therefore keeps more, never less. What was
-noted ends with the process: after a start of all members at once, compaction by age goes on when
-they have run for as long as history is kept.
+noted ends with the process: once all members were restarted, at once or in turn, compaction by age
+goes on when they have run for as long as history is kept.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ def differences(
 
 @dataclass(slots=True)
 class Tenure:
-    """A lease with one key on it, as its holder knows it."""
+    """A lease with one key on it, or an instance, as its holder knows it."""
 
     key: str
     ttl_seconds: float
@@ -313,30 +313,20 @@ class Leases:
             tenure.until = max(tenure.until, sent + tenure.ttl_seconds)
 
     def end(self, key: str, seen: float) -> None:
-        """A watch showed at `seen` that the key went."""
+        """A watch or an answer of the store showed at `seen` that it is gone."""
         tenure = self.held.pop(key, None)
         if tenure is None:
             return
         self.ended += 1
         if seen < tenure.until:
-            self._faults.add(
-                f"the lease of {key} ended {tenure.until - seen:.2f} s before its time"
-            )
-
-    def missing(self, key: str, now: float) -> None:
-        """The store said at `now` that the lease is gone."""
-        tenure = self.held.get(key)
-        if tenure is not None and now < tenure.until:
-            self._faults.add(
-                f"the lease of {key} was said to be gone {tenure.until - now:.2f} s early"
-            )
+            self._faults.add(f"{key} ended {tenure.until - seen:.2f} s before its TTL was over")
 
     def overdue(self, now: float) -> None:
         """Name and forget those that should have ended long ago."""
         for tenure in list(self.held.values()):
             past = now - tenure.asked - tenure.ttl_seconds
             if past > self._late:
-                self._faults.add(f"the lease of {tenure.key} should have ended {past:.0f} s ago")
+                self._faults.add(f"{tenure.key} should have ended {past:.0f} s ago")
                 del self.held[tenure.key]
 
 

@@ -12,14 +12,15 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from raftkv.client import AsyncClient
 from raftkv.client.errors import Unreachable
 from raftkv.client.txn import compare, get, missing, put
-from raftkv.errors import InstanceNotFound, LeaseNotFound, OutcomeUnknown, RaftkvError, Refused
-from raftkv.server.tls.files import TlsFiles
+from raftkv.errors import LeaseNotFound, OutcomeUnknown, RaftkvError, Refused
+from tests.soak.catalog import INSTANCES, Catalog
+from tests.soak.clients import Clients
 from tests.soak.judge import Faults, Follower, Leases, Ledger, Write, count_of
 
 KEYS = 2000
@@ -30,56 +31,8 @@ UNDER_WAY_MAX = 400
 LEASE_HOLDERS = 8
 LEASE_TTLS = (4, 6, 8)
 LEASE_LATE_SECONDS = 30.0
-INSTANCES = 20
-SERVICE_TTL = 15
 PREFIX = "soak/kv/"
 LEASED = "soak/l/"
-SERVICE = "soak"
-CLOSE_SECONDS = 15.0
-"""Calls under way over old connections have ended by then."""
-
-
-class Clients:
-    """A client for each member, which asks that member first and the others when it must."""
-
-    def __init__(self, urls: Callable[[], list[str]], files: Callable[[], TlsFiles]) -> None:
-        self._urls = urls
-        self._files = files
-        self._closing: set[asyncio.Task[None]] = set()
-        self.all: list[AsyncClient] = self._made()
-        self.generation = asyncio.Event()
-        """Set, and replaced, when the clients are."""
-
-    def _made(self) -> list[AsyncClient]:
-        urls, files = self._urls(), self._files()
-        return [
-            AsyncClient([*urls[at:], *urls[:at]], cacert=files.ca, cert=files.cert, key=files.key)
-            for at in range(len(urls))
-        ]
-
-    def renew(self) -> None:
-        """New connections to the members there are now, with the certificate there is now."""
-        old, self.all = self.all, self._made()
-        generation, self.generation = self.generation, asyncio.Event()
-        generation.set()
-        task = asyncio.create_task(self._close(old, CLOSE_SECONDS))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        """End all connections."""
-        for task in self._closing:
-            task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        await self._close(self.all, 0)
-
-    @staticmethod
-    async def _close(clients: Sequence[AsyncClient], seconds: float) -> None:
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            for client in clients:
-                await client.close()
 
 
 class Load:
@@ -90,13 +43,13 @@ class Load:
         self.faults = faults
         self.ledger = Ledger(faults)
         self.leases = Leases(faults, LEASE_LATE_SECONDS)
+        self.catalog = Catalog(clients, faults)
         self.outcomes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.not_offered = 0
         """Requests left out because too many were under way."""
         self.latencies: list[list[float]] = [[], [], []]
         """Milliseconds, by the member asked first; whoever reads them clears them."""
-        self.services_seen = 0
         self._chance = chance
         self._serial = itertools.count(1)
         self._run = secrets.token_hex(3)
@@ -131,9 +84,10 @@ class Load:
 
     def start(self, per_second: float) -> None:
         """Offer the load from now on."""
-        work: list[Coroutine[Any, Any, None]] = [self._offer(per_second), self._services()]
+        work: list[Coroutine[Any, Any, None]] = [self._offer(per_second)]
         work += [self._hold_leases(number) for number in range(LEASE_HOLDERS)]
-        work += [self._watch_leases()]
+        work += [self._watch_leases(), self.catalog.look()]
+        work += [self.catalog.keep(number) for number in range(INSTANCES)]
         self._running = [asyncio.create_task(each) for each in work]
 
     def check_alive(self) -> None:
@@ -423,56 +377,6 @@ class Load:
             try:
                 await chance.choice(self.clients.all).leases.keep_alive(lease.lease, timeout=2)
             except LeaseNotFound:
-                self.leases.missing(key, time.monotonic())
+                self.leases.end(key, time.monotonic())
                 return
             self.leases.renew(key, sent)
-
-    async def _services(self) -> None:
-        """Instances of one service that are kept, and looked at."""
-        keepers = []
-        try:
-            for number in range(INSTANCES):
-                keeping = keep_instance(self.clients, number, self.faults)
-                keepers.append(asyncio.create_task(keeping))
-            await asyncio.sleep(SERVICE_TTL / 2)
-            while True:
-                await asyncio.sleep(2)
-                found = await self._read(self.clients.all[0].services.instances(SERVICE))
-                if isinstance(found, RaftkvError):
-                    continue
-                self.services_seen += 1
-                there = {each.instance for each in found}
-                for number in range(INSTANCES):
-                    if f"i{number}" not in there:
-                        self.faults.add(f"instance i{number} is kept alive and not in the catalog")
-        finally:
-            for task in keepers:
-                task.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
-
-
-async def keep_instance(clients: Clients, number: int, faults: Faults) -> None:
-    """Register an instance and renew it by heartbeats, until cancelled; that one is not there
-    is a fault if a TTL is not over since the last one that was acknowledged was sent."""
-    until = 0.0
-    registered = False
-    while True:
-        client = clients.all[number % len(clients.all)]
-        sent = time.monotonic()
-        try:
-            if registered:
-                await client.services.heartbeat(SERVICE, f"i{number}", timeout=4)
-            else:
-                await client.services.register(
-                    SERVICE, f"i{number}", "127.0.0.1", 8000 + number, ttl=SERVICE_TTL
-                )
-        except InstanceNotFound:
-            registered = False
-            if time.monotonic() < until:
-                faults.add(f"instance i{number} went before its TTL was over")
-            await asyncio.sleep(0.2)
-        except RaftkvError:
-            await asyncio.sleep(0.2)
-        else:
-            registered, until = True, sent + SERVICE_TTL
-            await asyncio.sleep(SERVICE_TTL / 3)

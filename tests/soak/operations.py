@@ -171,20 +171,21 @@ class Operator:
             "snapshot", "status", str(file), "-o", "json"
         )
         revision = int(status["revision"])
-        count = await self._restore(1, revision, "snapshot", "restore", str(file))
+        left = await self._contents(self._cluster.urls, revision)
+        await self._restore(1, revision, left, "snapshot", "restore", str(file))
         file.unlink()
-        return f"a snapshot restored as 1 member, {count} keys alike at revision {revision}"
+        return f"a snapshot restored as 1 member, {len(left)} keys alike at revision {revision}"
 
     async def restore_moment(self) -> str:
         """A moment after the last scheduled backup becomes a cluster of two members."""
         self._restored += 1
         status = await self._cluster.status(await self._cluster.leader())
         revision = int(status["revision"])
+        left = await self._contents(self._cluster.urls, revision)
         await self._archived(int(status["applied_index"]))
-        count = await self._restore(
-            2, revision, "backup", "restore", str(self._saved), "--to-revision", str(revision)
-        )
-        return f"a moment restored as 2 members, {count} keys alike at revision {revision}"
+        moment = ("--to-revision", str(revision))
+        await self._restore(2, revision, left, "backup", "restore", str(self._saved), *moment)
+        return f"a moment restored as 2 members, {len(left)} keys alike at revision {revision}"
 
     async def _archived(self, index: int) -> None:
         """Some member has archived the log up to there."""
@@ -200,7 +201,10 @@ class Operator:
 
         await self._until(done, f"the log is not archived up to {index}")
 
-    async def _restore(self, size: int, revision: int, *command: str) -> int:
+    async def _restore(
+        self, size: int, revision: int, left: dict[str, object], *command: str
+    ) -> None:
+        """Make a cluster by `command` and hold it against what ours had at `revision`."""
         folder = self._cluster.folder / f"restored-{self._restored}"
         folder.mkdir()
         other = Cluster(
@@ -218,7 +222,6 @@ class Operator:
             theirs = await other.status(other.members[-1])
             if ours["cluster_id"] == theirs["cluster_id"]:
                 self._faults.add("the restored cluster has the id of the old one")
-            left = await self._contents(self._cluster.urls, revision)
             for member in other.members:
                 right = await self._contents([member.client_url], revision)
                 for line in differences(left, right, "the cluster", f"restored {member.name}"):
@@ -230,7 +233,6 @@ class Operator:
                 self._faults.add(f"the restored cluster takes no write: {code} {body}")
         shutil.rmtree(folder)
         self.keys_compared += len(left)
-        return len(left)
 
     async def _contents(self, urls: Sequence[str], revision: int) -> dict[str, object]:
         """Every key at a revision, with all that is known of it."""

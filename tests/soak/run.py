@@ -14,8 +14,9 @@ from pathlib import Path
 import aiohttp
 
 from raftkv.errors import RaftkvError
+from tests.soak.clients import Clients
 from tests.soak.judge import Faults, Life, check_memory, lives
-from tests.soak.load import PREFIX, Clients, Load
+from tests.soak.load import PREFIX, Load
 from tests.soak.operations import Operator, client_of
 from tests.soak.registers import Registers
 from tests.soak.sampling import Sampler
@@ -67,12 +68,12 @@ class Plan:
 
     @property
     def arguments(self) -> list[str]:
-        """Settings of the members: history of a twentieth of the run, three minutes at most.
+        """Settings of the members: history of a twentieth of the run, one to three minutes.
 
         The quota has room for that, and for what is remembered of idempotency keys: those of ten
         minutes, 100,000 at most, a page for four of them.
         """
-        kept = max(20, min(180, int(self.minutes * 3)))
+        kept = max(60, min(180, int(self.minutes * 3)))
         every = max(20, min(300, int(self.minutes * 5)))
         return [
             "--quota-backend-bytes", "96MiB" if self.minutes < 10 else "256MiB",
