@@ -375,7 +375,7 @@ _ALL = (
         "A read that waited for its turn is answered by the rights of when it was asked.",
         (Edit("raftkv.api.callers:Caller._confirmed",
               "self._machine.auth is not auth", "False"),),
-        (_A, _S), 50,
+        (_A, _S), 0,
         "tests/unit/test_api_auth_effects.py::"
         "test_a_linearizable_read_is_judged_by_the_rules_it_reads_under",
     ),
