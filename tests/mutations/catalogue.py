@@ -379,14 +379,14 @@ _ALL = (
         "level-before-everybody", 0,
         "A leader agrees on a level although it has not heard from every member.",
         (Edit("raftkv.server.levels:proposal", "return None", "continue"),),
-        (_O, _S), 10,
+        (_O, _S), 20,
         "tests/unit/test_server_levels.py::test_a_level_is_agreed_once_every_member_has_told_one",
     ),
     Mutation(
         "level-not-asked", 0,
         "What came with a level is proposed before the level is agreed.",
         (Edit("raftkv.server.levels:check_agreed", "if agreed < level:", "if False:"),),
-        (_O, _S), 10,
+        (_O, _S), 20,
         "tests/simulation/test_operations.py::test_what_came_with_a_level_waits_for_the_last_upgrade",
     ),
     Mutation(
