@@ -31,6 +31,8 @@ _STREAM_WINDOW: Final = limits.HTTP2_STREAM_WINDOW_BYTES
 _CONNECTION_WINDOW: Final = limits.HTTP2_CONNECTION_WINDOW_BYTES
 _CONNECTION_WINDOW_LOW: Final = _CONNECTION_WINDOW // 2
 _FRAME_MAX: Final = limits.HTTP2_FRAME_BYTES_MAX
+_GATHERED_BYTES: Final = frames.FRAME_BYTES_DEFAULT
+_GATHERED_FRAME_BYTES: Final = 256
 _STREAMS_MAX: Final = limits.HTTP2_STREAMS_MAX
 
 _GREETING: Final = frames.settings(
@@ -94,6 +96,8 @@ class Stream:
         "waiting",
         "window",
     )
+    gathers = False
+    """Whether small parts that come together are given to `received` as one."""
 
     def __init__(self, connection: ServerConnection, stream_id: int, head: RequestHead) -> None:
         self.connection = connection
@@ -368,6 +372,13 @@ class ServerConnection:
                         stream.remote_closed = True
                         stream.finished(payload)
                     elif payload:
+                        if (
+                            stream.gathers
+                            and size <= _GATHERED_FRAME_BYTES
+                            and data.startswith(data[start - 9 : start], at)
+                        ):
+                            payload = self._gather(stream, data, start, size, flags)
+                            at += (len(payload) // size - 1) * (size + 9)
                         stream.received(payload)
                     else:
                         self._spend_chatter()
@@ -384,6 +395,27 @@ class ServerConnection:
                 return
         if at < end:
             self._rest = data[at:]
+
+    def _gather(self, stream: Stream, data: bytes, start: int, size: int, flags: int) -> bytes:
+        """The payloads of whole frames that are alike, of which the one whose payload is at `start`
+        is accounted for: small messages of a stream come in such runs. Their credit is there, and
+        together they are no larger than a frame."""
+        parts = [data[start : start + size]]
+        if flags or stream.unread >= 0:
+            return parts[0]
+        head = data[start - 9 : start]
+        at, step = start + size, size + 9
+        room = min(_GATHERED_BYTES, stream.credit + size) // size
+        end = len(data)
+        while len(parts) < room and at + step <= end and data.startswith(head, at):
+            parts.append(data[at + 9 : at + step])
+            at += step
+        more = (len(parts) - 1) * size
+        stream.credit -= more
+        self._credit -= more
+        if self._credit < _CONNECTION_WINDOW_LOW:
+            self._grant_connection()
+        return b"".join(parts)
 
     def _expected(self, kind: int, flags: int, stream_id: int) -> bool:
         """Sections 3.4 and 6.10: SETTINGS first; nothing between HEADERS and CONTINUATION."""

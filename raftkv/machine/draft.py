@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
+from sys import maxsize
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from raftkv.machine.counts import Change, LiveCounts
 
 HASH_BYTES: Final = 16
+UNLIMITED: Final = maxsize - 1
 STATE_ROW: Final = b"state"
 CONF_ROW: Final = b"conf"
 _STATE: Final = struct.Struct(">QQQQQ16sQQQQ")
@@ -90,13 +92,17 @@ class State:
         return cls() if row is None else cls(*_STATE.unpack(row))
 
 
+class TooManyRemovals(Exception):
+    """The entries delete more keys than was allowed for; nothing of them was applied."""
+
+
 class Draft:
     """One apply under way: the writer, the counters, and what has come of it so far."""
 
     __slots__ = (
         "alarms", "append_row", "auth", "came_and_went", "corrupt", "counts", "delete_row",
-        "events", "get", "guarded", "leases", "no_space", "parts", "put_row", "quotas", "state",
-        "sub", "term", "tokens_removed", "user", "writer",
+        "events", "get", "guarded", "leases", "no_space", "parts", "put_row", "quotas",
+        "removals_left", "state", "sub", "term", "tokens_removed", "user", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -132,6 +138,8 @@ class Draft:
         """What the hash of the entry at hand covers."""
         self.leases: list[tuple[int, int]] = []
         self.tokens_removed = 0
+        self.removals_left = UNLIMITED
+        """Keys that may still be deleted; with one more all of it ends with TooManyRemovals."""
 
     def set_alarms(self, alarms: frozenset[tuple[int, int]]) -> None:
         """Alarms as (kind, member id)."""

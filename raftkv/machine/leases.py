@@ -18,7 +18,7 @@ from raftkv.machine.records import (
     U64,
     USER_KEYS,
 )
-from raftkv.machine.removal import remove
+from raftkv.machine.removal import collect, remove
 from raftkv.machine.results import ExpireResult, LeaseResult, RevokeResult
 from raftkv.machine.tables import CURRENT, LEASE_KEYS, LEASES, TableReader
 
@@ -82,7 +82,8 @@ def write_lease(draft: Draft, lease: Lease) -> None:
 def end_lease(draft: Draft, lease: int, cause: int) -> int:
     """Remove a lease and delete its keys at the revision under way; how many."""
     name = U64.pack(lease)
-    rows = [key[8:] for key, _ in draft.writer.scan(LEASE_KEYS, name, _after(lease))]
+    held = collect(draft, draft.writer.scan(LEASE_KEYS, name, _after(lease)))
+    rows = [key[8:] for key, _ in held]
     olds = []
     for row in rows:
         raw = draft.get(CURRENT, row)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from raftkv.errors import Compacted, check, violated
 from raftkv.machine import mvcc
@@ -37,7 +37,7 @@ from raftkv.machine.cluster import (
 )
 from raftkv.machine.commands import Compare, Operation, SortOrder, SortTarget, decode_batch
 from raftkv.machine.counts import BLOCK_ROWS, LiveCounts
-from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, Draft, State
+from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, UNLIMITED, Draft, State
 from raftkv.machine.events import Event
 from raftkv.machine.leases import Lease, read_lease, read_lease_keys, read_leases
 from raftkv.machine.quotas import NO_QUOTAS, Quota, Quotas, read_quotas
@@ -50,6 +50,14 @@ from raftkv.machine.txn import read_txn
 HASHES_KEPT: Final = 1024
 COMPACTION_ROW: Final = b"compaction"
 """Progress of compaction on this member alone: target revision (8), cursor. Not replicated."""
+
+
+class Worked(NamedTuple):
+    """What `Machine.work_out` hands to `Machine.adopt`."""
+
+    draft: Draft
+    applied: list[Applied]
+    hashes: list[bytes]
 
 
 class Machine:
@@ -192,6 +200,22 @@ class Machine:
         entries out of order, CorruptionError or FormatError for data that no member encodes; then,
         as after any error of the tables, nothing has changed and the call may be repeated.
         """
+        return self.adopt(self.work_out(entries))
+
+    def work_out(
+        self,
+        entries: Sequence[tuple[int, int, bytes]],
+        *,
+        removals_max: int = UNLIMITED,
+        before_commit: Callable[[], None] | None = None,
+    ) -> Worked:
+        """The first half of `apply`: the tables are changed, what is kept in memory is not.
+
+        Nothing but reads may come between the commit and `adopt`. May run in a thread while the
+        owner reads on: `before_commit` is called there when all is done but the commit, and what
+        it raises undoes everything. Raises as `apply`, and TooManyRemovals, with nothing changed,
+        for entries that together delete more than `removals_max` keys.
+        """
         batches = [
             (index, term, decode_batch(data) if data else None) for index, term, data in entries
         ]
@@ -199,6 +223,10 @@ class Machine:
         hashes: list[bytes] = []
         with self._tables.write() as writer:
             draft = self._draft(writer)
+            draft.removals_left = removals_max
+            if before_commit is not None:
+                # The owner's reads change the counts that they use.
+                draft.counts = LiveCounts(self._state.keys, self._state.revision)
             state = draft.state
             for index, term, batch in batches:
                 draft.begin_entry(index, term)
@@ -221,13 +249,20 @@ class Machine:
                 draft.save()
             except ACCIDENTS as error:
                 violated("a command has left a state that cannot be stored", reason=repr(error))
+            if before_commit is not None:
+                before_commit()
+        return Worked(draft, applied, hashes)
+
+    def adopt(self, worked: Worked) -> list[Applied]:
+        """The second half of `apply`: stand where the tables stand."""
+        draft = worked.draft
         self._adopt(draft)
-        for entry, digest in zip(applied, hashes, strict=True):
+        for entry, digest in zip(worked.applied, worked.hashes, strict=True):
             self._remember_hash(entry.index, digest)
         self.token_removals += draft.tokens_removed
         if draft.auth is not self.auth:
             self._adopt_auth(draft.auth)
-        return applied
+        return worked.applied
 
     def apply_until(self, index: int, term: int, data: bytes, revision: int) -> None:
         """Apply of a batch what leads to `revision` and leave out the rest, as if never proposed.

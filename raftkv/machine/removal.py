@@ -7,11 +7,12 @@ a key costs is kept low: its rows go into the tables together with those of all 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final, TypeVar
 
 from raftkv.errors import violated
-from raftkv.machine.draft import MARK, Draft
+from raftkv.machine.draft import MARK, Draft, TooManyRemovals
 from raftkv.machine.events import Event
 from raftkv.machine.quotas import size_of
 from raftkv.machine.records import (
@@ -29,8 +30,18 @@ from raftkv.machine.records import (
 )
 from raftkv.machine.tables import CURRENT, HISTORY, LEASE_KEYS, VERSIONS
 
+T = TypeVar("T")
 _U32: Final = struct.Struct(">I")
 _NONE: Final = bytes(8)
+
+
+def collect(draft: Draft, found: Iterable[T]) -> list[T]:
+    """What is about to be deleted, as a list. Raises TooManyRemovals."""
+    doomed = list(islice(found, draft.removals_left + 1))
+    if len(doomed) > draft.removals_left:
+        raise TooManyRemovals
+    draft.removals_left -= len(doomed)
+    return doomed
 
 
 def remove(draft: Draft, rows: Sequence[bytes], olds: Sequence[bytes], cause: int) -> None:

@@ -23,7 +23,7 @@ from raftkv.machine.draft import KEYSPACE, Draft, State
 from raftkv.machine.mvcc import Counted, RangeQuery, check_revision, live_rows, read_range
 from raftkv.machine.quotas import Change, size_of
 from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, USER_KEYS, Record
-from raftkv.machine.removal import remove
+from raftkv.machine.removal import collect, remove
 from raftkv.machine.results import DeleteResult, PutResult, RangeResult, Result, TxnResult
 from raftkv.machine.tables import CURRENT, LEASES, TableReader
 
@@ -100,11 +100,8 @@ def do_delete(
     draft: Draft, keyspace: int, start: bytes, end: bytes | None, prev: bool
 ) -> DeleteResult:
     """Delete what is there."""
-    rows: list[bytes] = []
-    olds: list[bytes] = []
-    for row, raw in live_rows(draft.writer, keyspace, start, end):
-        rows.append(row)
-        olds.append(raw)
+    doomed = collect(draft, live_rows(draft.writer, keyspace, start, end))
+    rows, olds = [row for row, _ in doomed], [raw for _, raw in doomed]
     remove(draft, rows, olds, CAUSE_REQUEST)
     previous = [Record(raw) for raw in olds] if prev else []
     return DeleteResult(draft.seen_revision, len(rows), previous)

@@ -9,6 +9,7 @@ from raftkv.consensus.types import ChangeKind, ConfigChange
 from raftkv.errors import RaftkvError, Refused, check
 from raftkv.machine import commands
 from raftkv.machine.events import Event
+from raftkv.machine.results import Applied
 from raftkv.server.bootstrap import Founding, FoundingMember
 from raftkv.simulation.invariants import Invariants
 from raftkv.simulation.member import MemberSettings, SimMember
@@ -41,6 +42,8 @@ class SimCluster:
         self.members: dict[int, SimMember] = {}
         self.events: list[tuple[int, Event]] = []
         """(moment, event): all that any member has applied, in order of revisions."""
+        self.on_applied: list[Callable[[int, bytes, Applied], None]] = []
+        """Called with (index, data, what it did) of every entry that any member applies."""
         self.restarting = True
         """Whether processes that ended by themselves are started again."""
         self._settings = settings

@@ -31,14 +31,14 @@ from raftkv.errors import (
 )
 from raftkv.limits import DISK_STALL_MS_DEFAULT, FEATURE_LEVEL, MIB
 from raftkv.machine.commands import Command
-from raftkv.machine.machine import Machine
+from raftkv.machine.machine import Machine, Worked
 from raftkv.machine.results import Applied
 from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
 from raftkv.server.leading import Leading
 from raftkv.server.levels import check_known
 from raftkv.server.opening import Opened, open_files
-from raftkv.server.replica import Replica
+from raftkv.server.replica import Batch, Replica
 from raftkv.server.store import Done, StoreStats
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 DATA_DIRECTORY = "/raftkv"
 WALL_MS = 1_700_000_000_000
 """Wall clock at the beginning of time."""
+ASIDE_US_MAX = 300_000
+"""How long an apply takes that is done aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +199,10 @@ class SimMember:
         self.up = True
         self.opened = opened
         self.machine: Machine = opened.machine
-        self._apply = self.machine.apply
-        self.machine.apply = self._applied  # type: ignore[method-assign]
+        self._work_out_entries = self.machine.work_out
+        self.machine.work_out = self._working_out  # type: ignore[method-assign]
+        self._adopt = self.machine.adopt
+        self.machine.adopt = self._adopted  # type: ignore[method-assign]
         self._apply_config = self.machine.apply_config
         self.machine.apply_config = self._configured  # type: ignore[method-assign, assignment]
         self.newest_level = max(self.newest_level, settings.feature_level)
@@ -209,6 +213,7 @@ class SimMember:
         wal.witness = self.durable  # type: ignore[attr-defined]
         self._writer = LogWriter(self, wal, self._written)
         self._installing = False
+        self._aside = False
         self.copies = 0
         """Threads that read the tables: no image can take their place meanwhile."""
         self._snapshotting = False
@@ -372,7 +377,7 @@ class SimMember:
 
     def propose(self, command: Command, done: Done) -> None:
         """As `Store.propose`."""
-        self._ask(done, lambda tracked: self.replica.propose(command, tracked))
+        self.ask(done, lambda tracked: self.replica.propose(command, tracked))
 
     def read(self, query: Callable[[Machine], Any], done: Done, *, serializable: bool) -> None:
         """done(query(machine)), linearizably or of what is here; or done(error)."""
@@ -393,22 +398,27 @@ class SimMember:
             else:
                 self.replica.read_index(confirmed)
 
-        self._ask(done, begin)
+        self.ask(done, begin)
 
     def keep_alive(self, lease: int, done: Done) -> None:
         """As `Store.keep_alive`."""
-        self._ask(done, lambda tracked: self.replica.keep_alive(lease, tracked))
+        self.ask(done, lambda tracked: self.replica.keep_alive(lease, tracked))
 
     def change_members(self, change: ConfigChange, attributes: list[Any], done: Done) -> None:
         """As `Replica.change_members`."""
-        self._ask(done, lambda tracked: self.replica.change_members(change, attributes, tracked))
+        self.ask(done, lambda tracked: self.replica.change_members(change, attributes, tracked))
 
-    def watch(self, spec: WatchSpec, sink: WatchSink) -> None:
-        """As `Store.watch`; a refusal comes by `sink.closed`."""
+    def watch(
+        self,
+        spec: WatchSpec,
+        sink: WatchSink,
+        through: Callable[[WatchSpec, WatchSink], Watch] | None = None,
+    ) -> None:
+        """As `Store.watch`, or by what stands before it; a refusal comes by `sink.closed`."""
 
         def begin() -> None:
             try:
-                self._watches[sink] = self.replica.watch(spec, sink)
+                self._watches[sink] = (through or self.replica.watch)(spec, sink)
             except RaftkvError as refused:
                 sink.closed(refused)
 
@@ -437,7 +447,9 @@ class SimMember:
 
         self.deliver(ask)
 
-    def _ask(self, done: Done, begin: Callable[[Done], None]) -> None:
+    def ask(self, done: Done, begin: Callable[[Done], None]) -> None:
+        """begin(tracked) in the process that runs now; what it tells `tracked` goes to `done`,
+        unless the process ends before."""
         if not self.up:
             self.world.after(0, done, _not_there())
             return
@@ -451,13 +463,20 @@ class SimMember:
 
         self.deliver(begin, tracked)
 
-    def _applied(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Applied]:
-        """Every event of the cluster is seen here, at the first member that applies it."""
+    def _working_out(self, entries: Sequence[Batch], **how: Any) -> Worked:
         if self.levels.own < FEATURE_LEVEL:
             self.levels.check_known(entries)
-        applied = self._apply(entries)
-        for entry in applied:
+        worked = self._work_out_entries(entries, **how)
+        self._worked_entries = entries
+        return worked
+
+    def _adopted(self, worked: Worked) -> list[Applied]:
+        """Every event of the cluster is seen here, at the first member that applies it."""
+        applied = self._adopt(worked)
+        for (index, _, data), entry in zip(self._worked_entries, applied, strict=True):
             self.cluster.happened(entry.events)
+            for listener in self.cluster.on_applied:
+                listener(index, data, entry)
         self.cluster.promises.applied(self, applied)
         return applied
 
@@ -629,11 +648,26 @@ class SimMember:
         self.later(self.world.below(self.settings.install_us_max), self._installed, meta)
 
     def _installed(self, meta: SnapshotMeta) -> None:
+        if self._aside:
+            self.later(10_000, self._installed, meta)
+            return
         self.opened.backend.install()
         self.machine.reload()
         self._installing = False
         self.world.note(self.name, f"installed the snapshot at {meta.index}")
         self.replica.installed(meta)
+
+    def apply_aside(self, entries: list[Batch]) -> None:
+        """See `Surroundings.apply_aside`."""
+        self._aside = True
+        self.later(self.world.random.randrange(ASIDE_US_MAX), self._work_out, entries)
+
+    def _work_out(self, entries: list[Batch]) -> None:
+        self._aside = False
+        worked = None
+        with contextlib.suppress(DiskFullError):
+            worked = self.machine.work_out(entries)
+        self.replica.worked_out(worked)
 
     @property
     def tables_busy(self) -> bool:

@@ -120,6 +120,15 @@ class Backend(Protocol):
         nothing was written then either, and the same block will pass when run again.
         """
 
+    def hold(self) -> None:
+        """From here to `release` the next `write` may be made in another thread, beside reads.
+
+        It raises DiskFullError where it would have to grow the map. No other write meanwhile.
+        """
+
+    def release(self) -> None:
+        """See `hold`."""
+
     def pin(self) -> Image:
         """The committed state of this moment, to be copied beside the traffic."""
 

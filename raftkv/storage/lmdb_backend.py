@@ -362,6 +362,14 @@ class LmdbBackend:
         with LmdbReader(self._env, self._dbs, self._layers) as reader:
             return reader.get(table, key)
 
+    def hold(self) -> None:
+        """See `Backend.hold`. As while a copy is made: the map's size must not change."""
+        self._copying += 1
+
+    def release(self) -> None:
+        """See `Backend.release`."""
+        self._copying -= 1
+
     def pin(self) -> LmdbImage:
         """See `Backend.pin`. Pins every page freed from now on until the copy is made, so the
         file may grow by what is written meanwhile."""
@@ -478,7 +486,7 @@ class LmdbBackend:
         if isinstance(error, lmdb.MapFullError):
             if self._copying:
                 raise DiskFullError(
-                    f"{path}: full while a snapshot is being copied", path=path
+                    f"{path}: full while its size cannot change", path=path
                 ) from error
             self._grow()
             raise MapGrownError(f"{path}: was full, has grown to {self._map_bytes}") from error

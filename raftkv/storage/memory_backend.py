@@ -223,6 +223,12 @@ class MemoryBackend:
         value: bytes | None = self._tables[table].get(key)
         return value
 
+    def hold(self) -> None:
+        """See `Backend.hold`."""
+
+    def release(self) -> None:
+        """See `Backend.release`."""
+
     def pin(self) -> MemoryImage:
         """See `Backend.pin`."""
         with self._lock:

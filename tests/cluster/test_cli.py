@@ -24,7 +24,9 @@ SMALL_LOG = ["--wal-segment-bytes", "32MiB"]
 class Command:
     """Runs `raftkv` against some endpoints, away from the loop."""
 
-    def __init__(self, *urls: str) -> None:
+    def __init__(self, *urls: str, seconds: float = SECONDS) -> None:
+        """`seconds`: what a command may take."""
+        self._seconds = seconds
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAFTKV_")}
         self.environment = {**clean, "RAFTKV_ENDPOINTS": ",".join(urls)}
 
@@ -37,7 +39,7 @@ class Command:
             input=given,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=self._seconds,
         )
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr

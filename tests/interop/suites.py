@@ -121,6 +121,7 @@ SUITES: Final = [
             "test_get_key_serializable": THREE_MEMBERS,
             "test_get_prefix_serializable": THREE_MEMBERS,
         },
+        known_secure={"test_member_list": "demands that addresses of peers begin with http://"},
     ),
     Suite(
         "etcetra",

@@ -11,6 +11,7 @@ from types import FrameType
 from tests.model.test_watch_model import test_watch_properties as watch_properties
 from tests.mutations.catalogue import Bench
 from tests.simulation.profile import draw, in_operation
+from tests.simulation.rights import Rights
 from tests.simulation.run import run_seed
 from tests.simulation.shrinking import run_shrinking
 from tests.simulation.workload import Mix
@@ -45,6 +46,19 @@ def _operation(seed: int) -> None:
     run_seed(seed, profile=replace(in_operation(seed, profile), mix=clients, fault_seconds=40))
 
 
+def _rights(seed: int) -> None:
+    profile = replace(
+        draw(seed),
+        faults=("clog", "kill", "leader isolated", "partition", "pause", "transfer"),
+        mix=Mix(clients=3, keys=4, think_us=40_000, watchers=3, lockers=0),
+        fault_seconds=40,
+        rights=Rights(
+            certified=(seed % 2 == 0, seed % 3 == 0, False), change_us=200_000, switched=True
+        ),
+    )
+    run_seed(seed, profile=profile)
+
+
 RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.GROUP: _group,
     Bench.WATCHES: watch_properties,
@@ -52,6 +66,7 @@ RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.READS: _reads,
     Bench.SHRINKING: run_shrinking,
     Bench.OPERATION: _operation,
+    Bench.RIGHTS: _rights,
 }
 """Each takes a seed and raises when anything is not as promised."""
 

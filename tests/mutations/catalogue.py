@@ -29,6 +29,8 @@ class Bench(Enum):
     """The same, with voters that are removed while their leader loses touch."""
     OPERATION = "operation"
     """The same, with upgrades, quotas, archives and new members, and few faults."""
+    RIGHTS = "rights"
+    """The same, with users whose rights keep changing while they use them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Mutation:
 
 
 _G, _W, _S, _R = Bench.GROUP, Bench.WATCHES, Bench.SIMULATION, Bench.READS
-_H, _O = Bench.SHRINKING, Bench.OPERATION
+_H, _O, _A = Bench.SHRINKING, Bench.OPERATION, Bench.RIGHTS
 _CORE = "raftkv.consensus.core:Core"
 _LOG = "raftkv.consensus.log:RaftLog"
 _REPLICA = "raftkv.server.replica:Replica"
@@ -263,7 +265,7 @@ _ALL = (
         "applied-index-apart", 11,
         "What an entry changed and how far entries were applied go to the tables in two "
         "transactions; a crash between them applies entries twice (etcd#13766).",
-        (Edit("raftkv.machine.machine:Machine.apply",
+        (Edit("raftkv.machine.machine:Machine.work_out",
               "        try:\n            draft.save()\n",
               "    with self._tables.write() as writer:\n"
               "        draft.put_row = writer.put\n"
@@ -370,8 +372,8 @@ _ALL = (
         "restore-without-quotas", 0,
         "A restore into the middle of a batch applies what a quota had refused. One of our own.",
         (Edit("raftkv.machine.machine:Machine.apply_until",
-              "draft.begin_entry(index, term)",
-              "draft.begin_entry(index, term)\n        draft.set_quotas(NO_QUOTAS)"),),
+              "self._draft(writer)",
+              "Draft(writer, self._state, self._alarms, self.auth, self._counts)"),),
         (_O,), 0,
         "tests/unit/test_machine_quotas.py::test_a_restore_into_the_middle_of_a_batch_refuses_what_was_refused",
     ),
@@ -414,6 +416,59 @@ _ALL = (
               "self.archived = piece.name.last_index + 1"),),
         (_O, _S), 10,
         "tests/unit/test_server_backups.py::test_every_revision_can_be_had_again",
+    ),
+    # ---- access control ----------------------------------------------------------------------
+    Mutation(
+        "conditions-unjudged", 17,
+        "The conditions of a transaction tell of keys that their asker may not read.",
+        (Edit("raftkv.machine.access:_txn_of",
+              "in compares:", "in ():"),),
+        (_A, _S), 5,
+        "tests/unit/test_machine_access.py::test_the_whole_effect_tree_is_seen",
+    ),
+    Mutation(
+        "rules-of-the-gate", 17,
+        "A command takes effect though the rules that it was judged by are others by then "
+        "(etcd#14571).",
+        (Edit("raftkv.machine.auth:check_guard",
+              "if auth_revision != auth.revision:", "if False:"),),
+        (_A, _S), 20,
+        "tests/unit/test_machine_auth.py::test_a_decision_counts_only_under_the_rules_it_was_made_by",
+    ),
+    Mutation(
+        "unguarded-applied", 17,
+        "What a member took before it heard that access control is on takes effect after it is.",
+        (Edit("raftkv.machine.apply:apply_command",
+              "elif draft.guarded and command[0] not in _WITHOUT_GUARD:", "elif False:"),),
+        (_A, _S), 50,
+        "tests/unit/test_machine_auth.py::"
+        "test_the_log_takes_no_unguarded_command_while_access_control_is_on",
+    ),
+    Mutation(
+        "read-judged-once", 17,
+        "A read that waited for its turn is answered by the rights of when it was asked.",
+        (Edit("raftkv.api.callers:Caller._confirmed",
+              "self._machine.auth is not auth", "False"),),
+        (_A, _S), 20,
+        "tests/unit/test_api_auth_effects.py::"
+        "test_a_linearizable_read_is_judged_by_the_rules_it_reads_under",
+    ),
+    Mutation(
+        "watch-outlives-right", 17,
+        "A watch goes on after the right to it is taken back.",
+        (Edit("raftkv.api.callers:review",
+              "watch.close(refused)", "pass"),),
+        (_A, _S), 5,
+        "tests/unit/test_api_auth_effects.py::"
+        "test_a_watch_ends_before_the_first_event_it_may_no_longer_show",
+    ),
+    Mutation(
+        "token-outlives-password", 17,
+        "A token that was given out for the old password goes on after the new one is set.",
+        (Edit("raftkv.machine.auth:AuthState.counts",
+              "max(found.since, self.since) <= auth_revision", "self.since <= auth_revision"),),
+        (_A, _S), 5,
+        "tests/unit/test_api_auth_login.py::test_what_ends_a_token_ends_it_at_once",
     ),
 )  # fmt: skip
 

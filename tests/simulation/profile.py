@@ -12,6 +12,7 @@ from raftkv.buggify import POINTS
 from raftkv.simulation import LinkSettings, MemberSettings
 from raftkv.simulation.nemesis import FAULTS
 from tests.simulation.operations import draw_operation
+from tests.simulation.rights import Rights, draw_rights
 from tests.simulation.workload import Mix
 
 _SIZES = (1, 2, 3, 3, 3, 3, 4, 5, 5)
@@ -30,6 +31,7 @@ class Profile:
     buggify: dict[str, float]
     mix: Mix
     fault_seconds: int
+    rights: Rights | None = None
     told: str = field(default="", compare=False)
 
     def settings_of(self, member_id: int) -> MemberSettings:
@@ -91,6 +93,7 @@ def draw(seed: int) -> Profile:
             lockers=chance.choice((0, 0, 1, 2)),
         ),
         fault_seconds=chance.choice((30, 60, 90, 150)),
+        rights=draw_rights(seed),
     )
 
 

@@ -48,6 +48,7 @@ from tests.linearizability.watch_oracle import check_watches
 from tests.simulation.operations import enlarge, free_space, short_of_space
 from tests.simulation.profile import Profile, draw
 from tests.simulation.restoring import check_restores
+from tests.simulation.rights import GuardedDoor
 from tests.simulation.workload import Workload
 from tests.support.commit import commit
 
@@ -115,7 +116,11 @@ class _Run:
         self.world = World(seed, story=story)
         self.cluster = SimCluster(self.world, profile.size, settings=profile.settings_of)
         self.cluster.network.settings = profile.links
-        self.workload = Workload(self.cluster, profile.mix)
+        rights = profile.rights
+        self.guarded = (
+            None if rights is None else GuardedDoor(self.cluster, rights, profile.mix.clients)
+        )
+        self.workload = Workload(self.cluster, profile.mix, self.guarded)
         self.nemesis = Nemesis(self.cluster, profile.faults, profile.fault_interval_us)
 
     def run(self) -> Result:
@@ -134,6 +139,8 @@ class _Run:
         self.world.note("world", f"seed {self.seed}: {self.profile}")
         self.cluster.start()
         self.workload.start()
+        if self.guarded is not None:
+            self.guarded.start()
         self.nemesis.start()
         self.world.run(self.profile.fault_seconds)
 
@@ -141,6 +148,8 @@ class _Run:
         self.nemesis.heal()
         self.world.run(3)
         self.workload.stop()
+        if self.guarded is not None:
+            self.guarded.stop()
         self._until("every request has an outcome", lambda: self.workload.open == 0)
         self._until("one leader, and equal logs and states", self._agreed)
         if short_of_space(self._living()):
@@ -223,8 +232,12 @@ class _Run:
         )
         violations += check_leases(operations, self._lease_ends())
         violations += check_locks(workload.holdings, workload.effects)
-        if violations:
-            self._fail("\n\n".join(map(str, violations[:3])))
+        wrong = [str(one) for one in violations]
+        if self.guarded is not None:
+            self.guarded.oracle.compare(machine)
+            wrong += self.guarded.oracle.violations
+        if wrong:
+            self._fail("\n\n".join(wrong[:3]))
         check_restores(self.cluster, self.seed)
 
     def _lease_ends(self) -> list[LeaseEnd]:
@@ -347,6 +360,8 @@ def blind_spots(total: Result) -> list[str]:
         "log entries": total.entries,
         "checks of the invariants": total.checks,
         "faults": sum(total.faults.values()),
+        "changes of rights": total.faults["rules changed"],
+        "requests that were denied a right": total.faults["right denied"],
     }
     if total.seeds >= SEEDS_THAT_SEE_OPERATION:
         seen |= {name: total.seen[name] for name in SEEN_OF_OPERATION}

@@ -45,8 +45,9 @@ def test_a_watch_that_cannot_be_recorded_fails_its_seed(monkeypatch: pytest.Monk
 
 def test_a_bench_that_saw_nothing_is_not_content() -> None:
     all_seen = Result(
-        seeds=50, answered=1, watch_events=1, entries=1, checks=1, faults=Counter(kill=1)
-    )
+        seeds=50, answered=1, watch_events=1, entries=1, checks=1,
+        faults=Counter({"kill": 1, "rules changed": 1, "right denied": 1}),
+    )  # fmt: skip
     assert blind_spots(all_seen) == []
     assert blind_spots(replace(all_seen, watch_events=0)) == ["watch events"]
     assert blind_spots(replace(all_seen, seeds=1, watch_events=0)) == []

@@ -6,9 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raftkv.errors import Compacted, InvariantViolation, OutcomeUnknown, RaftkvError
+from raftkv.errors import (
+    Compacted,
+    InvalidAuthToken,
+    InvariantViolation,
+    OutcomeUnknown,
+    PermissionDenied,
+    RaftkvError,
+)
 from raftkv.machine.events import Event
 from raftkv.machine.records import USER_KEYS
+from raftkv.server.store import Done
 from raftkv.server.watch import WatchSpec
 from raftkv.simulation import SimCluster, SimMember
 from raftkv.simulation.world import SECOND_US
@@ -32,6 +40,7 @@ from tests.linearizability.history import (
 from tests.linearizability.lock_oracle import Effect, Holding
 from tests.linearizability.translation import key_record
 from tests.simulation import doors
+from tests.simulation.rights import GuardedDoor
 
 LOCK, GUARD = b"a-lock", b"a-guard"
 """The key that is the lock, and the key that only its holder may write."""
@@ -70,8 +79,9 @@ class Mix:
 class Workload:
     """Clients and watchers on a cluster. `history` and `watch_logs` are what the checkers get."""
 
-    def __init__(self, cluster: SimCluster, mix: Mix) -> None:
+    def __init__(self, cluster: SimCluster, mix: Mix, guarded: GuardedDoor | None = None) -> None:
         self.cluster = cluster
+        self.guarded = guarded
         self.world = cluster.world
         self.mix = mix
         self.history = History()
@@ -135,6 +145,22 @@ class Workload:
         call = _Call(self, client, request, heard, once, member)
         call.send()
         self.world.after(CLIENT_PATIENCE_US, call.give_up)
+
+    def ask(
+        self, client: int, member: SimMember, request: Request, done: Done, once: bytes | None
+    ) -> None:
+        """Put a request to a member, as whoever the client is."""
+        if self.guarded is None:
+            doors.ask(member, request, done, once)
+        else:
+            self.guarded.ask(client, member, request, done, once)
+
+    def watch(self, member: SimMember, spec: WatchSpec, sink: _Sink) -> None:
+        """Begin a watch at a member, as somebody."""
+        if self.guarded is None:
+            member.watch(spec, sink)
+        else:
+            self.guarded.watch(member, spec, sink)
 
     def saw(self, result: Any) -> None:
         """Remember how far the store is, for reads at older revisions and for compaction."""
@@ -206,6 +232,7 @@ class _Call:
         self.over = False
         self.unsure = False
         """An earlier attempt may have happened."""
+        self.client = client
         self.token = workload.history.begin(client, request, workload.world.now_us)
         workload.open += 1
 
@@ -213,7 +240,9 @@ class _Call:
         workload = self.workload
         member = self.member or workload.member()
         delay_us = workload.world.random.randrange(2_000)
-        workload.world.after(delay_us, doors.ask, member, self.request, self._answered, self.once)
+        workload.world.after(
+            delay_us, workload.ask, self.client, member, self.request, self._answered, self.once
+        )
 
     def _answered(self, result: Any) -> None:
         self.workload.world.after(self.workload.world.random.randrange(2_000), self._hear, result)
@@ -228,6 +257,9 @@ class _Call:
             if self.unsure and isinstance(result, RaftkvError) and _transient(result):
                 self.workload.world.after(200_000, self._again)
                 return
+            if self.unsure and isinstance(result, PermissionDenied | InvalidAuthToken):
+                # The gate knows nothing of what went before.
+                outcome = Outcome.UNKNOWN
         self._end(outcome, answer, error, result)
 
     def _again(self) -> None:
@@ -408,18 +440,16 @@ class _Watcher:
         log = WatchLog(start, end, from_revision, chance.random() < 0.5, filters, [])
         workload.watch_logs.append(log)
         self.sink = _Sink(self, member, log, slow=chance.random() < 0.3)
-        member.watch(
-            WatchSpec(
-                USER_KEYS,
-                start,
-                end,
-                from_revision=from_revision,
-                puts="put" not in filters,
-                deletes="delete" not in filters,
-                prev=log.prev_kv,
-            ),
-            self.sink,
+        spec = WatchSpec(
+            USER_KEYS,
+            start,
+            end,
+            from_revision=from_revision,
+            puts="put" not in filters,
+            deletes="delete" not in filters,
+            prev=log.prev_kv,
         )
+        workload.watch(member, spec, self.sink)
         if chance.random() < 0.5:
             workload.world.after(chance.randrange(10 * SECOND_US), self.sink.leave)
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.soak.report import plot, table, write
-from tests.soak.run import PLANTED, Plan, Soak
+from tests.soak.run import Plan, Soak
 from tests.support.progress import Progress
 
 PIPE_SECONDS = 60.0
@@ -23,7 +23,6 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one")
     parser.add_argument("--out", type=Path, default=None, help="where to write JSON, table, plot")
-    parser.add_argument("--plant", choices=PLANTED, default="", help=argparse.SUPPRESS)
     parser.add_argument(
         "--plot", type=Path, default=None, help="only draw what an earlier run wrote there"
     )
@@ -35,7 +34,7 @@ def main() -> int:
     print(f"python -m tests.soak --minutes {given.minutes:g} --seed {seed}", file=sys.stderr)
     folder = Path(tempfile.mkdtemp(prefix="raftkv-soak-"))
     progress = Progress("soak", given.minutes * 60, quiet_seconds=PIPE_SECONDS)
-    soak = Soak(folder, Plan(given.minutes, seed, given.plant), progress)
+    soak = Soak(folder, Plan(given.minutes, seed), progress)
     try:
         asyncio.run(soak.run())
     except BaseException:

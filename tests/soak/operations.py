@@ -27,6 +27,7 @@ FILLER = "soakfill/"
 FILLER_BYTES = 64 * 1024
 FILLERS = 8
 PATIENCE_SECONDS = 60.0
+COMMAND_SECONDS = 300.0
 PAGE = 500
 
 
@@ -166,7 +167,9 @@ class Operator:
         self._restored += 1
         file = self._cluster.folder / f"{self._restored}.snapshot"
         await self._command()("snapshot", "save", str(file))
-        status = await Command()("snapshot", "status", str(file), "-o", "json")
+        status = await Command(seconds=COMMAND_SECONDS)(
+            "snapshot", "status", str(file), "-o", "json"
+        )
         revision = int(status["revision"])
         count = await self._restore(1, revision, "snapshot", "restore", str(file))
         file.unlink()
@@ -206,7 +209,7 @@ class Operator:
         )  # fmt: skip
         initial = other.members[0].arguments[1]
         for member in other.members:
-            await Command()(
+            await Command(seconds=COMMAND_SECONDS)(
                 *command, "--data-dir", str(member.data_dir), "--name", member.name,
                 "--initial-cluster", initial,
             )  # fmt: skip
@@ -293,6 +296,7 @@ class Operator:
                     full.set()
 
         await asyncio.gather(*(fill(at) for at in range(FILLERS)))
+        assert done, "there was no space from the beginning"
         return len(done), done[-1]
 
     async def _passed(self, revision: int) -> bool:
@@ -330,8 +334,10 @@ def client_of(pki: Pki, urls: Sequence[str], **more: Any) -> AsyncClient:
 def command_of(pki: Pki, urls: Sequence[str]) -> Command:
     """The command line with the rights of root."""
     files = pki.client("root")
-    command = Command(*urls)
+    command = Command(*urls, seconds=COMMAND_SECONDS)
     command.environment |= {
         "RAFTKV_CACERT": files.ca, "RAFTKV_CERT": files.cert, "RAFTKV_KEY": files.key,
+        # A member that makes a snapshot on a busy machine does not answer before it has.
+        "RAFTKV_TIMEOUT": f"{PATIENCE_SECONDS:g}",
     }  # fmt: skip
     return command
