@@ -26,7 +26,7 @@ from raftkv.limits import ARCHIVE_CUT_BYTES, BACKUP_RETRY_SECONDS
 from raftkv.server.archiver import Archiver
 from raftkv.storage.archive import SegmentName
 from raftkv.storage.bases import BaseName, copy_base, list_bases
-from raftkv.storage.disk import Disk, RealDisk, join
+from raftkv.storage.disk import Disk, RealDisk, join, make_durably
 from raftkv.storage.snapshots import TEMPORARY
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Backups:
 
     def _clear(self, folder: str) -> None:
         """Make a folder, or remove what this member was writing there when it ended."""
-        self._disk.make_directory(folder)
+        make_durably(self._disk, folder)
         mark = f"-{self._member_id:016x}."
         for name in self._disk.list(folder):
             if name.endswith(TEMPORARY) and mark in name:

@@ -15,7 +15,7 @@ from raftkv.server.backups import ARCHIVE_PATIENCE_SECONDS
 from raftkv.simulation.world import SECOND_US
 from raftkv.storage.archive import Segment
 from raftkv.storage.bases import BaseName, copy_base, list_bases
-from raftkv.storage.disk import join
+from raftkv.storage.disk import join, make_durably
 
 if TYPE_CHECKING:
     from raftkv.simulation.member import SimMember
@@ -61,7 +61,7 @@ class SimBackups:
     def _look(self) -> None:
         self._member.later(self._interval_us, self._look)
         try:
-            self._disk.make_directory(self.folder)
+            make_durably(self._disk, self.folder)
             bases = list_bases(self._disk, self.folder)
             if not bases or self._member.world.chance(_BASE_ODDS):
                 self._make_base({base.index for base in bases})
@@ -89,7 +89,7 @@ class SimBackups:
         piece = None
         try:
             if archiver.archived < 0:
-                self._disk.make_directory(self.folder)
+                make_durably(self._disk, self.folder)
                 archiver.look_back(())
             before = archiver.archived
             piece = archiver.next_piece()

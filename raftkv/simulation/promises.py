@@ -32,6 +32,9 @@ class Promises:
         about it."""
         self.index_of: dict[int, int] = {}
         """Index of the entry that made a revision of user keys."""
+        self.telling: list[int] = []
+        """Revisions that were made in one entry with a write that was refused: a restore that ends
+        there has to refuse it, too."""
         self._index = 0
         self._sizes: dict[bytes, int] = {}
         """Of the user keys as they are: bytes of key and value."""
@@ -57,14 +60,15 @@ class Promises:
             return
         self._index = new[-1].index
         for entry in new:
-            for event in entry.events:
-                if event.keyspace == USER_KEYS:
-                    self.index_of[event.revision] = entry.index
+            made = {one.revision for one in entry.events if one.keyspace == USER_KEYS}
+            self.index_of |= dict.fromkeys(made, entry.index)
+            if any(isinstance(one, NoSpace | QuotaExceeded) for one in entry.results):
+                self.telling += sorted(made)
         results = [result for entry in new for result in entry.results]
         events = [event for entry in new for event in entry.events if event.keyspace == USER_KEYS]
         self._judge_space(member, results, events)
         self._judge_quotas(member, results, events)
-        self._look_at_members(member, results)
+        self._judge_level(member, results)
 
     def configured(self, entry: Applied) -> None:
         """A change of members was applied."""
@@ -190,7 +194,18 @@ class Promises:
         sizes = [size for key, size in self._sizes.items() if key.startswith(prefix)]
         return len(sizes), sum(sizes)
 
-    def _look_at_members(self, member: SimMember, results: Sequence[object]) -> None:
-        if any(isinstance(one, MemberResult) for one in results):
-            self.seen["level agreed"] += member.machine.level > self._level
-            self._level = max(self._level, member.machine.level)
+    def _judge_level(self, member: SimMember, results: Sequence[object]) -> None:
+        level = member.machine.level
+        if level <= self._level or not any(isinstance(one, MemberResult) for one in results):
+            return
+        self.seen["level agreed"] += 1
+        self._level = level
+        for info in member.machine.members():
+            newest = member.cluster.members[info.member_id].newest_level
+            if newest < level:
+                violated(
+                    "a level was agreed on that a member has never known",
+                    member=info.member_id,
+                    newest=newest,
+                    agreed=level,
+                )

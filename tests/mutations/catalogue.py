@@ -265,7 +265,7 @@ _ALL = (
         "applied-index-apart", 11,
         "What an entry changed and how far entries were applied go to the tables in two "
         "transactions; a crash between them applies entries twice (etcd#13766).",
-        (Edit("raftkv.machine.machine:Machine.apply",
+        (Edit("raftkv.machine.machine:Machine.work_out",
               "        try:\n            draft.save()\n",
               "    with self._tables.write() as writer:\n"
               "        draft.put_row = writer.put\n"
@@ -434,21 +434,21 @@ _ALL = (
         "level-before-everybody", 0,
         "A leader agrees on a level although it has not heard from every member.",
         (Edit("raftkv.server.levels:proposal", "return None", "continue"),),
-        (_O, _S), 10,
+        (_O, _S), 20,
         "tests/unit/test_server_levels.py::test_a_level_is_agreed_once_every_member_has_told_one",
     ),
     Mutation(
         "level-not-asked", 0,
         "What came with a level is proposed before the level is agreed.",
         (Edit("raftkv.server.levels:check_agreed", "if agreed < level:", "if False:"),),
-        (_O, _S), 10,
+        (_O, _S), 20,
         "tests/simulation/test_operations.py::test_what_came_with_a_level_waits_for_the_last_upgrade",
     ),
     Mutation(
         "promoted-while-behind", 0,
         "A learner is promoted that does not hold what was committed a second ago.",
         (Edit("raftkv.server.promotions:Promotions.due", "and peer.match >= goal", ""),),
-        (_O, _S), 50,
+        (_O, _S), 0,
         "tests/unit/test_server_levels.py::test_a_learner_has_caught_up_when_it_holds_what_was_committed_a_look_ago",
     ),
     Mutation(

@@ -31,7 +31,9 @@ def check_restores(cluster: SimCluster, seed: int) -> None:
         return
     cluster_id, disk, holdings = _gathered(cluster)
     chance = random.Random(f"restore {seed}")
-    for revision in chance.sample(sorted(index_of), min(RESTORES, len(index_of))):
+    revisions = chance.sample(sorted(index_of), min(RESTORES, len(index_of)))
+    revisions += cluster.promises.telling[-RESTORES:]
+    for revision in revisions:
         due = _reaches(holdings, claimed, index_of[revision])
         try:
             machine = _restored(disk, cluster_id, holdings, revision)

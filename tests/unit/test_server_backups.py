@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -18,7 +19,8 @@ from raftkv.server.membership import change_context
 from raftkv.server.opening import Opened, open_member
 from raftkv.server.point_in_time import Moment, choose, look
 from raftkv.server.store import StoreStats
-from raftkv.storage.archive import SegmentName, decode_segment, encode_segment
+from raftkv.simulation import SimDisk
+from raftkv.storage.archive import SegmentName, decode_segment, encode_segment, list_segments
 from raftkv.storage.backend import LmdbBackend
 from raftkv.storage.bases import BaseName, list_bases
 from raftkv.storage.disk import RealDisk
@@ -310,3 +312,16 @@ async def test_whatever_is_pruned_the_newest_state_and_the_oldest_base_can_be_ha
         # Then a base frees the archive before it is full.
         assert bench.stats.archive_files_dropped == 0
     assert sum(path.stat().st_size for path in bench.cluster.glob("log-*")) <= 6_000
+
+
+async def test_what_is_archived_outlives_a_power_cut(bench: Bench) -> None:
+    """The files were durable in a folder that was not."""
+    bench.put("a")
+    for seed in range(20):
+        disk = SimDisk(Random(seed))
+        settings = BackupSettings("", 0, 0, "/far/away", 10_000, 1 << 30)
+        backups = Backups(settings, bench.opened, bench.stats, bench.take_snapshot, disk=disk)
+        await backups.step()
+        await backups.close()
+        disk.power_cut()
+        assert list_segments(disk, f"/far/away/{bench.cluster.name}")
