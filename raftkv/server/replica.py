@@ -73,6 +73,7 @@ from raftkv.server.repeats import Repeats
 from raftkv.server.shell_frames import ShellFrame, decode_shell
 from raftkv.server.store import Done, StoreStats
 from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
+from raftkv.storage.backend import MapGrownError
 
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
@@ -695,6 +696,8 @@ class Replica:
             # Nothing was applied; the next tick tries again. The log keeps what is committed.
             self._apply_blocked = True
             return
+        except MapGrownError:
+            return  # Nothing was applied, and the next turn finds more room.
         except TooManyRemovals:
             self._aside = entries
             self._around.apply_aside(batches)
