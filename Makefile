@@ -67,12 +67,13 @@ proof: $(STAMP)  ## what it promises: seeds, crash images, kill -9 cycles; twent
 	$(BIN)/python -m tests.linearizability.crosscheck --seeds 200
 
 OPERATIONS ?= 2000
-interop: $(STAMP)  ## held against real etcd and its tools; four minutes
+interop: $(STAMP)  ## held against real etcd and its tools; five minutes
 	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS)
 	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS) --json
 	$(BIN)/python -m tests.interop.cli
 	$(BIN)/python -m tests.interop.etcdctl --size 1
 	$(BIN)/python -m tests.interop.etcdctl --size 3
+	$(BIN)/python -m tests.interop.perf
 
 suites: $(STAMP)  ## the suites of etcd's Python clients, and a watch over leader kills; a quarter of an hour
 	$(BIN)/python -m tests.interop.suites --size 1

@@ -100,6 +100,10 @@ class Caller:
         """See `Store.keep_alive`. Refused with PermissionDenied, see `raftkv.machine.auth`."""
         self._store.keep_alive(lease, done)
 
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """See `Store.keep_alives`. For those of whom nothing is asked."""
+        self._store.keep_alives(leases, done)
+
     def lease_time(self, lease: int, done: Done) -> None:
         """See `Store.lease_time`. The keys of the lease are another matter, see `readable`."""
         self._store.lease_time(lease, done)

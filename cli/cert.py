@@ -10,7 +10,7 @@ import click
 
 from raftkv.cli.lazy import Lazy, LazyGroup
 from raftkv.cli.output import FORMATS, choose_output
-from raftkv.cli.session import guarded
+from raftkv.cli.session import chosen, guarded
 
 COMMANDS = {
     "ca": Lazy("raftkv.cli.cert:ca", "Make a CA, which signs all others."),
@@ -153,8 +153,7 @@ def show(path: Path, output: str | None) -> None:
             lines.append(f"{name:<{width}}  {told}")
         return "\n".join(lines)
 
-    outer = click.get_current_context().find_root().obj or {}
-    choose_output(output or outer.get("output")).one(shown, text)
+    choose_output(chosen("output", output)).one(shown, text)
 
 
 def _issue(folder: Path, name: str, force: bool, issue: Callable[[Any], Any]) -> None:

@@ -220,9 +220,10 @@ def _change(session: Session, which: str, verb: str) -> None:
 
 
 async def find_member(client: AsyncClient, which: str) -> Member:
-    """The member with this id or name."""
+    """The member with this id, leading zeros optional, or else this name."""
     members = await client.cluster.members()
-    found = [item for item in members if item.member_id == which.lower()]
+    wanted = which.lower().lstrip("0")
+    found = [item for item in members if item.member_id.lstrip("0") == wanted]
     found = found or [item for item in members if item.name == which]
     if not found:
         raise Failure(

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from raftkv.cli.output import note
-from raftkv.cli.session import guarded
+from raftkv.cli.session import credentials, guarded
 from raftkv.server import etcd_flags
 from raftkv.server.config import SETTINGS, ServerConfig, Setting, load_config, unknown_variables
 
@@ -129,10 +129,7 @@ def serve(
     if config.join:
         from raftkv.cli.joining import joined
 
-        outer = click.get_current_context().find_root().obj or {}
-        config = joined(
-            config, as_user or outer.get("user") or "", token or outer.get("token") or ""
-        )
+        config = joined(config, *credentials(as_user, token))
     guarded(lambda: run(config, lambda member: click.echo(welcome(config))))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from raftkv.cli.exits import INTERRUPTED, advice, exit_code
 from raftkv.cli.output import FORMATS, Failure, Output, choose_output
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from raftkv.client.client import AsyncClient
 
 R = TypeVar("R")
+T = TypeVar("T")
 ENDPOINT_DEFAULT = "http://127.0.0.1:2379"
 TIMEOUT_DEFAULT = 10.0
 
@@ -80,12 +82,49 @@ def guarded(work: Callable[[], R]) -> R:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
+def chosen(name: str, value: T | None) -> T | None:
+    """What holds of an option that may also stand before the command.
+
+    `value` is what the command at hand made of it. Its own command line wins, then the root's,
+    then the environment.
+    """
+    if _given(name):
+        return value
+    outer = (click.get_current_context().find_root().obj or {}).get(name)
+    return value if outer is None else outer
+
+
+def credentials(user: str | None, token: str | None) -> tuple[str, str]:
+    """Who asks: --user and --token of the command at hand, as `chosen`.
+
+    One that is given puts aside the other if that is from the environment only.
+    """
+    names = ("user", "token")
+    outer = click.get_current_context().find_root().obj or {}
+    explicit = [_given(name) or outer.get(name) is not None for name in names]
+    values = [chosen(name, value) or "" for name, value in zip(names, (user, token), strict=True)]
+    if any(explicit):
+        values = [value if said else "" for value, said in zip(values, explicit, strict=True)]
+    return values[0], values[1]
+
+
+def _given(name: str) -> bool:
+    """Whether the option stands on the command line of the command at hand."""
+    context = click.get_current_context()
+    own = _PARAMETERS.get(name, name)
+    return context.get_parameter_source(own) is ParameterSource.COMMANDLINE
+
+
 TLS_OPTIONS = {
     "cacert": "The CA to trust over https.  [default: those of the system]",
     "cert": "The client's certificate for https.",
     "key": "The key of --cert.",
 }
 """Files in PEM, under etcdctl's names."""
+
+
+_PARAMETERS = {"user": "as_user", **{name: f"tls_{name}" for name in TLS_OPTIONS}}
+"""Options whose parameter has another name than the root's."""
 
 
 def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,14 +186,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         output: str | None,
         **kwargs: Any,
     ) -> Any:
-        outer = click.get_current_context().find_root().obj or {}
-        files = {name: kwargs.pop(f"tls_{name}") or outer.get(name) for name in TLS_OPTIONS}
+        files = {name: chosen(name, kwargs.pop(f"tls_{name}")) for name in TLS_OPTIONS}
         session = Session(
-            endpoints or outer.get("endpoints") or ENDPOINT_DEFAULT,
-            timeout or outer.get("timeout") or TIMEOUT_DEFAULT,
-            choose_output(output or outer.get("output")),
-            as_user or outer.get("user") or "",
-            token or outer.get("token") or "",
+            chosen("endpoints", endpoints) or ENDPOINT_DEFAULT,
+            chosen("timeout", timeout) or TIMEOUT_DEFAULT,
+            choose_output(chosen("output", output)),
+            *credentials(as_user, token),
             {name: path for name, path in files.items() if path},
         )
         return command(*args, session=session, **kwargs)

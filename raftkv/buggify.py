@@ -14,6 +14,7 @@ POINTS: Final = {
     "tiny-batch": "a batch takes one command only",
     "slow-apply": "a turn applies nothing although it could",
     "tiny-apply": "a turn applies one entry only",
+    "apply-aside": "what deletes a single key is applied beside the loop",
     "early-snapshot": "a snapshot is taken long before it is due",
     "no-log-kept": "a snapshot leaves no log for followers that are a little behind",
     "one-row-compaction": "a slice of compaction visits one row",

@@ -89,7 +89,7 @@ PENDING_READS_MAX: Final = 100_000
 REPEAT_WINDOW: Final = 1024
 REPEAT_RUNS_MAX: Final = 256
 LOG_TAIL_ENTRIES: Final = 5_000
-LOG_CACHE_BYTES: Final = 32 * MIB
+LOG_CACHE_BYTES: Final = 4 * MIB
 VOTERS_MAX: Final = 15
 LEARNERS_MAX: Final = 8
 
@@ -203,6 +203,7 @@ GRPC_KEEPALIVE_TIMEOUT_SECONDS: Final = 20
 ETCD_RANGE_BYTES_MAX: Final = 512 * MIB
 ETCD_LEASE_TTL_SECONDS_MIN: Final = 2  # etcd: 1.5 election timeouts, rounded up
 ETCD_KEEP_ALIVES_WAITING_MAX: Final = 1000
+ETCD_KEEP_ALIVES_KEPT_MAX: Final = 16_384  # requests whose lease is remembered
 
 # TLS. Handshakes under way at a time; past that the oldest gives way.
 TLS_HANDSHAKE_SECONDS: Final = 5.0

@@ -4,8 +4,9 @@ Property tests draw the same examples at every run, so that a failure is one tha
 repeat. `RAFTKV_RANDOM=1` draws new ones, to look for what the fixed ones miss; a failure prints
 the example.
 
-Tests marked `privileged` make namespaces and mounts, or inject faults into system calls. Where that
-is not possible they are left out, which the report says; with CI=true that is an error.
+Tests marked `privileged` make namespaces and mounts, or inject faults into system calls; those
+marked `tools` run programs that PyPI does not have. Where that is not possible they are left out,
+which the report says; with CI=true that is an error.
 """
 
 import os
@@ -21,26 +22,30 @@ settings.load_profile("random" if os.environ.get("RAFTKV_RANDOM") else "fixed")
 PRIVILEGED_TOOLS = ("ip", "nft", "mount", "fiu-run")
 
 
-def _missing() -> str:
-    """What privileged tests need and is not here; empty: nothing."""
-    if os.geteuid() != 0:
-        return "root"
-    return ", ".join(tool for tool in PRIVILEGED_TOOLS if shutil.which(tool) is None)
+def _missing(item: pytest.Item) -> set[str]:
+    """What a test needs and is not here."""
+    tools: list[str] = []
+    root = item.get_closest_marker("privileged") is not None
+    if root:
+        tools += PRIVILEGED_TOOLS
+    for marker in item.iter_markers("tools"):
+        tools += marker.args
+    missing = {tool for tool in tools if shutil.which(tool) is None}
+    return missing | {"root"} if root and os.geteuid() != 0 else missing
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave privileged tests out where they cannot run, except in CI."""
-    privileged = [item for item in items if item.get_closest_marker("privileged")]
-    missing = _missing() if privileged else ""
-    if not missing:
+    """Leave tests out whose tools are not here, except in CI."""
+    lacking = {item: _missing(item) for item in items}
+    left_out = [item for item in items if lacking[item]]
+    if not left_out:
         return
+    missing = ", ".join(sorted(set().union(*lacking.values())))
     if os.environ.get("CI") == "true":
-        raise pytest.UsageError(f"{len(privileged)} tests need what is not here: {missing}")
-    config.hook.pytest_deselected(items=privileged)
-    items[:] = [item for item in items if item not in privileged]
-    config.stash[_LEFT_OUT] = (
-        f"{len(privileged)} privileged tests are left out, for want of {missing}"
-    )
+        raise pytest.UsageError(f"{len(left_out)} tests need what is not here: {missing}")
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not lacking[item]]
+    config.stash[_LEFT_OUT] = f"{len(left_out)} tests are left out, for want of {missing}"
 
 
 _LEFT_OUT = pytest.StashKey[str]()

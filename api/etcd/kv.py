@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import rpc_message
-from raftkv.api.etcd.ranges import RangeReader, check_sort, interval, range_body
+from raftkv.api.etcd.ranges import RangeReader, check_sort, interval
 from raftkv.api.etcd.rpc import Rpcs, Service, Streaming, Unary, answering
 from raftkv.api.etcd.txn import TxnEncoder, TxnParts, is_read_only, is_serializable, txn_parts
 from raftkv.api.etcd.wire import field, number_field, records_field
@@ -17,7 +17,6 @@ from raftkv.machine.commands import compact, delete, put, txn
 
 if TYPE_CHECKING:
     from raftkv.api.callers import Caller
-    from raftkv.machine.records import Record
     from raftkv.machine.results import CompactResult, DeleteResult, PutResult, TxnResult
 
 COMPACTION_LOOK_SECONDS: Final = 0.02
@@ -71,7 +70,7 @@ class Kv(Service):
 
     def _read_on(self, call: Unary, reader: RangeReader) -> None:
         if reader.step():
-            call.reply(self.headers.now() + reader.body())
+            call.reply(reader.answer(self.headers.now()))
         else:
             self.rpcs.loop.call_soon(self._read_more, call, reader)
 
@@ -128,7 +127,7 @@ class Kv(Service):
                 (
                     self.headers.at(result.revision),
                     number_field(2, result.deleted),
-                    records_field(result.previous, b"\x1a"),
+                    records_field([record.raw for record in result.previous], b"\x1a"),
                 )
             )
         )
@@ -221,12 +220,10 @@ class _RangeStream:
             self.rpcs.refuse(call, error)
             return
         if last:
-            body = self._kv.headers.now() + range_body([], reader.more, reader.count, False)
-            call.send(field(1, body))
+            call.send(field(1, reader.answer(self._kv.headers.now())))
             call.finish()
         elif call.writable:
             self._go_on()
 
-    def _send(self, records: list[Record]) -> None:
-        if records:
-            self._call.send(field(1, range_body(records, False, 0, self._request.keys_only)))
+    def _send(self, kvs: bytes) -> None:
+        self._call.send(field(1, kvs))

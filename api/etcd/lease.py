@@ -11,9 +11,11 @@ from raftkv.api.etcd import answers
 from raftkv.api.etcd.messages import rpc_message
 from raftkv.api.etcd.rpc import Rpcs, Service, Streaming, Unary, answering
 from raftkv.api.etcd.wire import field, number_field
+from raftkv.api.grpc.calls import StreamCall
 from raftkv.api.http.leases import fresh_lease
 from raftkv.errors import LeaseNotFound, PermissionDenied, RaftkvError
 from raftkv.limits import (
+    ETCD_KEEP_ALIVES_KEPT_MAX,
     ETCD_KEEP_ALIVES_WAITING_MAX,
     ETCD_LEASE_TTL_SECONDS_MIN,
     LEASE_TTL_SECONDS_MAX,
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from raftkv.machine.results import LeaseResult, RevokeResult
     from raftkv.server.store import LeaseTime
 KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
+_KEEP_ALIVE_REQUEST: Final = rpc_message("LeaseKeepAliveRequest")
+_MESSAGE_BYTES: Final = 11
+"""A lease id alone takes no more."""
 
 
 def granted_ttl(asked_seconds: int) -> int:
@@ -45,7 +50,8 @@ class LeaseService(Service):
         rpcs.add(path + "LeaseRevoke", rpc_message("LeaseRevokeRequest"), self.revoke)
         rpcs.add(path + "LeaseTimeToLive", rpc_message("LeaseTimeToLiveRequest"), self.time)
         rpcs.add(path + "LeaseLeases", rpc_message("LeaseLeasesRequest"), self.leases)
-        rpcs.add_stream(KEEP_ALIVE, rpc_message("LeaseKeepAliveRequest"), self.keep_alive)
+        self._asked: dict[bytes, tuple[int, bytes]] = {}
+        rpcs.add_stream(KEEP_ALIVE, _KEEP_ALIVE_REQUEST, self.keep_alive)
 
     def grant(self, caller: Caller, call: Unary, request: Any) -> None:
         """Answer LeaseGrantResponse. Id 0: one is drawn."""
@@ -115,54 +121,120 @@ class LeaseService(Service):
 
     def keep_alive(self, call: Streaming) -> Callable[[Any], None]:
         """Answer one LeaseKeepAliveResponse a request, in order."""
-        return _KeepAlives(self, call).take
+        alive = _KeepAlives(self, call)
+        if isinstance(call, StreamCall):
+            call.on_run = partial(alive.take_run, call)
+        return alive.take
+
+    def asked(self, message: bytes) -> tuple[int, bytes]:
+        """The lease that an encoded request is about, and the lease as a field of the answer.
+
+        Holders renew again and again, so both are remembered."""
+        found = self._asked.get(message)
+        if found is None:
+            lease: int = _KEEP_ALIVE_REQUEST.FromString(message).ID
+            found = lease, number_field(2, lease)
+            if len(message) <= _MESSAGE_BYTES:
+                if len(self._asked) >= ETCD_KEEP_ALIVES_KEPT_MAX:
+                    self._asked.clear()
+                self._asked[message] = found
+        return found
+
+
+class _Run:
+    """Requests that came together."""
+
+    __slots__ = ("fields", "ttls")
+
+    def __init__(self, fields: list[bytes]) -> None:
+        self.fields = fields
+        """The lease of each, as a field of its answer."""
+        self.ttls: list[int | None] | None = None
+        """Seconds, None for no such lease; until then it is not known."""
 
 
 class _KeepAlives:
     """One LeaseKeepAlive call. Answers wait for those before them."""
 
-    __slots__ = ("_call", "_ending", "_service", "_waiting")
+    __slots__ = ("_call", "_ending", "_service", "_waiting", "_waiting_count")
 
     def __init__(self, service: LeaseService, call: Streaming) -> None:
         self._service = service
         self._call = call
-        self._waiting: deque[list[int]] = deque()
-        """[lease, TTL in seconds, or -1 while it is not known]."""
+        self._waiting: deque[_Run] = deque()
+        self._waiting_count = 0
         self._ending = False
         call.on_end = self._end
         call.on_drain = call.resume
 
     def take(self, request: Any) -> None:
+        """One request."""
         caller = self._service.rpcs.admit(self._call, KEEP_ALIVE, request)
-        slot = [request.ID, -1]
-        self._waiting.append(slot)
-        if len(self._waiting) >= ETCD_KEEP_ALIVES_WAITING_MAX:
-            self._call.pause()
-        caller.keep_alive(request.ID, partial(self._done, slot))
+        run = self._wait([number_field(2, request.ID)])
+        caller.keep_alive(request.ID, partial(self._one_done, run))
 
-    def _done(self, slot: list[int], result: KeepAliveResult | RaftkvError) -> None:
+    def take_run(self, call: StreamCall, messages: list[bytes]) -> None:
+        """Requests that came together, encoded."""
+        rpcs = self._service.rpcs
+        if not rpcs.alike:
+            for message in messages:
+                if call.on_message is not None and not call.ended:
+                    call.on_message(message)
+            return
+        try:
+            caller = rpcs.admit(self._call, KEEP_ALIVE, None)
+            asked = list(map(self._service.asked, messages))
+            run = self._wait([lease_field for _, lease_field in asked])
+            caller.keep_alives([lease for lease, _ in asked], partial(self._done, run))
+        except Exception as error:
+            rpcs.break_off(self._call, error)
+
+    def _wait(self, fields: list[bytes]) -> _Run:
+        run = _Run(fields)
+        self._waiting.append(run)
+        self._waiting_count += len(fields)
+        if self._waiting_count >= ETCD_KEEP_ALIVES_WAITING_MAX:
+            self._call.pause()
+        return run
+
+    def _one_done(self, run: _Run, result: KeepAliveResult | RaftkvError) -> None:
+        if isinstance(result, KeepAliveResult):
+            self._done(run, [result.ttl_seconds])
+        elif isinstance(result, LeaseNotFound):
+            self._done(run, [None])
+        else:
+            self._done(run, result)
+
+    def _done(self, run: _Run, result: list[int | None] | RaftkvError) -> None:
         call = self._call
         if call.ended:
             return
-        if isinstance(result, KeepAliveResult):
-            slot[1] = result.ttl_seconds
-        elif isinstance(result, LeaseNotFound):
-            slot[1] = 0
-        else:
+        if isinstance(result, RaftkvError):
             self._service.rpcs.refuse(call, result)
             return
+        run.ttls = result
         waiting = self._waiting
         header = self._service.headers.now()
         room = True
-        while waiting and waiting[0][1] >= 0:
-            lease, ttl = waiting.popleft()
-            room = call.send(header + number_field(2, lease) + number_field(3, ttl))
+        while waiting and waiting[0].ttls is not None:
+            run = waiting.popleft()
+            self._waiting_count -= len(run.fields)
+            room = self._answer(header, run.fields, run.ttls or [])
         if self._ending and not waiting:
             call.finish()
         elif room:
             call.resume()
         else:
             call.pause()
+
+    def _answer(self, header: bytes, fields: list[bytes], ttls: list[int | None]) -> bool:
+        # Few TTLs differ among the leases of a holder.
+        ends = {ttl: number_field(3, ttl or 0) for ttl in set(ttls)}
+        messages = [header + lease + ends[ttl] for lease, ttl in zip(fields, ttls, strict=True)]
+        call = self._call
+        if len(messages) > 1 and isinstance(call, StreamCall):
+            return call.send_all(messages)
+        return call.send(messages[0])
 
     def _end(self) -> None:
         self._ending = True

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.wire import number_field, records_field
-from raftkv.limits import ETCD_RANGE_BYTES_MAX, MIB
+from raftkv.limits import ETCD_RANGE_BYTES_MAX, KIB
 from raftkv.machine.commands import SortOrder, SortTarget
+from raftkv.machine.records import Record
 
 if TYPE_CHECKING:
     from raftkv.machine.machine import Machine
-    from raftkv.machine.records import Record
 
 FROM_KEY: Final = b"\0"
 """As `range_end`: to the end of the keyspace."""
 
 FIRST_SLICE_ROWS: Final = 256
 SLICE_ROWS_MAX: Final = 4_000
-SLICE_BYTES: Final = MIB
+SLICE_BYTES: Final = 128 * KIB
+"""Read and encoded before the next: what the caches of a core hold."""
+TURN_BYTES: Final = 512 * KIB
+"""Read before others have a turn; or SLICE_ROWS_MAX rows, if that is less."""
 
 _SORT_BY: Final = {
     SortTarget.VERSION: attrgetter("version"),
@@ -58,28 +61,28 @@ def check_sort(request: Any) -> None:
 class RangeReader:
     """One Range request under way. `step` until it says so; nothing is held between steps.
 
-    `take`, if given, is handed the records of each step instead of their being gathered; it goes
-    without a sort target.
+    `take`, if given, is handed the encoded records of each step instead of their being gathered; it
+    goes without a sort target.
     """
 
     __slots__ = (
-        "_bytes", "_descend", "_end", "_filters", "_full", "_keys", "_limit", "_machine",
-        "_request", "_reverse", "_rows", "_sort", "_start", "_taken", "count", "more",
-        "records", "revision", "take",
+        "_bytes", "_descend", "_end", "_filters", "_full", "_keys", "_kvs", "_limit", "_machine",
+        "_request", "_reverse", "_rows", "_rows_left", "_sort", "_start", "_take", "_taken",
+        "_unsorted", "count", "more", "revision",
     )  # fmt: skip
 
     def __init__(
         self,
         machine: Machine,
         request: Any,
-        take: Callable[[list[Record]], None] | None = None,
+        take: Callable[[bytes], None] | None = None,
     ) -> None:
         self._machine = machine
         self._request = request
         self._start, self._end = interval(request.key, request.range_end)
         self._sort = _SORT_BY.get(request.sort_target)
         self._descend = request.sort_order == SortOrder.DESCEND
-        self._reverse = self._sort is None and self._descend
+        self._reverse = self._sort is None and self._descend and not request.count_only
         filters = {
             "min_mod": request.min_mod_revision,
             "max_mod": request.max_mod_revision,
@@ -96,19 +99,30 @@ class RangeReader:
         self._full: bool = request.count_only
         """No more records are wanted, only how many keys there are."""
         self._rows = FIRST_SLICE_ROWS
+        self._rows_left = 0
         self._taken = 0
         self._bytes = 0
         self._keys: int | None = None
         """How many keys the whole interval has, where the machine knows."""
         self.revision: int = max(request.revision, 0)
         """What is read at; 0 until the first step, unless asked for."""
-        self.records: list[Record] = []
         self.count = 0
         self.more = False
-        self.take = take or self.records.extend
+        self._kvs: list[bytes] = []
+        """Encoded records. What is in order is encoded as it comes, while it is in the caches."""
+        self._unsorted: list[Record] = []
+        self._take = take or self._kvs.append
 
     def step(self) -> bool:
-        """Read the next slice; whether it was the last. Raises FutureRevision or Compacted."""
+        """Read on for one turn; whether that was the last. Raises FutureRevision or Compacted."""
+        self._rows_left = SLICE_ROWS_MAX
+        enough = self._bytes + TURN_BYTES
+        while not self._slice():
+            if self._rows_left <= 0 or self._bytes >= enough:
+                return False
+        return True
+
+    def _slice(self) -> bool:
         machine = self._machine
         if not self._start and self._end == b"" and self.revision in (0, machine.revision):
             self._keys = machine.keys
@@ -119,6 +133,7 @@ class RangeReader:
         rows = SLICE_ROWS_MAX if self._full else self._rows
         if self._limit and not self._full and not self._filters:
             rows = min(rows, self._limit - self._taken + 1)
+        self._rows_left -= rows
         found = machine.range(
             self._start,
             self._end,
@@ -131,46 +146,58 @@ class RangeReader:
         )
         self.revision = found.revision
         self.count += found.count or 0
-        if found.records:
-            self._gather(found.records)
+        if found.raws:
+            self._gather(found.raws)
         if found.resume is None:
             return self._finish()
         if self._reverse:
             self._end = found.resume
         else:
             self._start = found.resume
+        if self._full:
+            # What is left is a number, which has no order.
+            self._reverse = False
         return False
 
-    def _gather(self, records: list[Record]) -> None:
-        size = sum(len(record.raw) for record in records)
+    def _gather(self, raws: list[bytes]) -> None:
+        size = sum(map(len, raws))
         # Large values make small slices.
-        self._rows = max(1, min(SLICE_ROWS_MAX, self._rows * 4, SLICE_BYTES * len(records) // size))
+        self._rows = max(1, min(SLICE_ROWS_MAX, self._rows * 4, SLICE_BYTES * len(raws) // size))
         room = self._limit - self._taken
-        if self._limit and len(records) > room:
-            del records[room:]
+        if self._limit and len(raws) > room:
+            del raws[room:]
             self._full = self.more = True
-        self._taken += len(records)
+        self._taken += len(raws)
         self._bytes += size
-        self.take(records)
-        if self._bytes > ETCD_RANGE_BYTES_MAX and self.records:
+        if self._sort is not None:
+            self._unsorted += map(Record, raws)
+        elif raws:
+            self._take(records_field(raws, values=not self._request.keys_only))
+        if self._bytes > ETCD_RANGE_BYTES_MAX and (self._kvs or self._unsorted):
             raise answers.RANGE_TOO_LARGE.fault()
 
     def _finish(self) -> bool:
         if self._sort is not None:
+            records = self._unsorted
             # Ties stay in key order either way.
-            self.records.sort(key=self._sort, reverse=self._descend)
+            records.sort(key=self._sort, reverse=self._descend)
             limit = self._request.limit
-            self.more = 0 < limit < len(self.records)
+            self.more = 0 < limit < len(records)
             if self.more:
-                del self.records[limit:]
+                del records[limit:]
+            raws = [record.raw for record in records]
+            self._kvs.append(records_field(raws, values=not self._request.keys_only))
         return True
 
-    def body(self) -> bytes:
-        """Everything of a RangeResponse but its header."""
-        return range_body(self.records, self.more, self.count, self._request.keys_only)
+    def answer(self, header: bytes) -> bytes:
+        """The RangeResponse: its header, what was gathered of the records, more and count."""
+        return b"".join((header, *self._kvs, _end(self.more, self.count)))
 
 
-def range_body(records: list[Record], more: bool, count: int, keys_only: bool) -> bytes:
-    """kvs, more and count of a RangeResponse."""
-    kvs = records_field(records, values=not keys_only)
-    return b"".join((kvs, b"\x18\x01" if more else b"", number_field(4, count)))
+def range_body(raws: list[bytes], more: bool, count: int) -> bytes:
+    """Everything of a RangeResponse but its header."""
+    return records_field(raws) + _end(more, count)
+
+
+def _end(more: bool, count: int) -> bytes:
+    return (b"\x18\x01" if more else b"") + number_field(4, count)

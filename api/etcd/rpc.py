@@ -220,6 +220,13 @@ class Rpcs:
 
     # ---- every request
 
+    @property
+    def alike(self) -> bool:
+        """Whether all messages of a stream are judged alike: nobody is asked for a name, paced, or
+        followed."""
+        gate = self.gate
+        return not gate.enabled and gate.pace is None and gate.observer is None
+
     def admit(self, call: AnyCall, path: str, request: Any) -> Caller:
         """The store as the caller may use it; raises unless the call may go on.
 

@@ -158,9 +158,10 @@ class TxnEncoder:
             return field(2, header if previous is None else header + field(2, previous.wire))
         if isinstance(response, DeleteResult):
             deleted = number_field(2, response.deleted)
-            return field(3, header + deleted + records_field(response.previous, b"\x1a"))
+            raws = [record.raw for record in response.previous]
+            return field(3, header + deleted + records_field(raws, b"\x1a"))
         if isinstance(response, RangeResult):
-            body = range_body(response.records, response.more, response.count or 0, False)
+            body = range_body(response.raws, response.more, response.count or 0)
             return field(1, header + body)
         violated("a transaction's operation has a known result", result=response)
 

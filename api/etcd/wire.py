@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
-from raftkv.machine.records import HEADER_BYTES
+from raftkv.machine.records import HEADER_BYTES, Record
 from raftkv.machine.wire import SHORT, varint
 
 if TYPE_CHECKING:
-    from raftkv.machine.records import Record
     from raftkv.server.store import Store
 
 _KVS: Final = b"\x12"
+_WIRE_OF: Final = itemgetter(slice(HEADER_BYTES, None))
+"""The KeyValue of a stored record, without a step of Python."""
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -27,15 +29,18 @@ def number_field(number: int, value: int) -> bytes:
     return SHORT[number << 3] + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
 
 
-def records_field(records: Iterable[Record], tag: bytes = _KVS, *, values: bool = True) -> bytes:
-    """A repeated field of KeyValues."""
+def records_field(raws: list[bytes], tag: bytes = _KVS, *, values: bool = True) -> bytes:
+    """A repeated field of KeyValues, of stored records."""
     if values:
-        wires = [record.raw[HEADER_BYTES:] for record in records]
+        wires = list(map(_WIRE_OF, raws))
     else:
-        wires = [record.wire_without_value for record in records]
-    # Few lengths differ among the records of a range.
-    heads = {size: tag + varint(size) for size in set(map(len, wires))}
-    return b"".join([heads[len(wire)] + wire for wire in wires])
+        wires = [Record(raw).wire_without_value for raw in raws]
+    sizes = list(map(len, wires))
+    # Few lengths differ among the records of a range; more often than not, none.
+    heads = {size: tag + varint(size) for size in set(sizes)}
+    if len(heads) == 1:
+        return heads[sizes[0]].join((b"", *wires))
+    return b"".join(chain.from_iterable(zip(map(heads.__getitem__, sizes), wires, strict=True)))
 
 
 class Headers:

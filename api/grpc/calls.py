@@ -16,7 +16,7 @@ from raftkv import limits
 from raftkv.api.grpc import frames, status
 from raftkv.api.grpc.connection import ServerConnection, Stream
 from raftkv.api.grpc.frames import ErrorCode
-from raftkv.api.grpc.messages import CallFault, MessageReader, framed
+from raftkv.api.grpc.messages import CallFault, MessageReader, framed, framed_all
 from raftkv.api.grpc.requests import RequestHead
 from raftkv.api.grpc.status import Metadata, Status
 
@@ -416,12 +416,17 @@ class StreamCall(Call):
         "on_drain",
         "on_end",
         "on_message",
+        "on_run",
     )
+    gathers = True
 
     def __init__(self, connection: ServerConnection, stream_id: int, head: GrpcHead) -> None:
         super().__init__(connection, stream_id, head)
         self.on_message: Callable[[bytes], None] | None = None
         """Called for each message of the client, in order."""
+        self.on_run: Callable[[list[bytes]], None] | None = None
+        """If set, called instead with messages that came together: at most a frame
+        full of them, which are not kept back when the first of them pauses the call."""
         self.on_end: Callable[[], None] | None = None
         """Called once when the client has sent its last message (half-close)."""
         self.on_drain: Callable[[], None] | None = None
@@ -445,8 +450,12 @@ class StreamCall(Call):
         try:
             messages = self._read(data)
             self.ungranted += len(data)
-            for message in messages:
-                self._deliver(message)
+            if self.on_run is not None and self._reading and not self._inbox:
+                if messages:
+                    self._hand_over_run(self.on_run, messages)
+            else:
+                for message in messages:
+                    self._deliver(message)
             self._settle()
         except CallFault as fault:
             self._break_off(fault)
@@ -495,6 +504,12 @@ class StreamCall(Call):
                 self.on_message(message)
             except Exception as error:
                 self.head.server.handler_failed(self, error)
+
+    def _hand_over_run(self, take: Callable[[list[bytes]], None], messages: list[bytes]) -> None:
+        try:
+            take(messages)
+        except Exception as error:
+            self.head.server.handler_failed(self, error)
 
     def _settle(self) -> None:
         """Account for what is kept, and let the client send on unless the handler is paused."""
@@ -565,6 +580,10 @@ class StreamCall(Call):
         if not connection.scheduled:
             connection.touch()
         return self.writable
+
+    def send_all(self, messages: list[bytes]) -> bool:
+        """As `send`, for several messages."""
+        return self.send_framed(framed_all(messages))
 
     def send_framed(self, data: bytes) -> bool:
         """As `send`, for one or more messages that `messages.framed` has already prefixed.

@@ -31,6 +31,8 @@ _STREAM_WINDOW: Final = limits.HTTP2_STREAM_WINDOW_BYTES
 _CONNECTION_WINDOW: Final = limits.HTTP2_CONNECTION_WINDOW_BYTES
 _CONNECTION_WINDOW_LOW: Final = _CONNECTION_WINDOW // 2
 _FRAME_MAX: Final = limits.HTTP2_FRAME_BYTES_MAX
+_GATHERED_BYTES: Final = frames.FRAME_BYTES_DEFAULT
+_GATHERED_FRAME_BYTES: Final = 256
 _STREAMS_MAX: Final = limits.HTTP2_STREAMS_MAX
 
 _GREETING: Final = frames.settings(
@@ -94,6 +96,8 @@ class Stream:
         "waiting",
         "window",
     )
+    gathers = False
+    """Whether small parts that come together are given to `received` as one."""
 
     def __init__(self, connection: ServerConnection, stream_id: int, head: RequestHead) -> None:
         self.connection = connection
@@ -368,6 +372,13 @@ class ServerConnection:
                         stream.remote_closed = True
                         stream.finished(payload)
                     elif payload:
+                        if (
+                            stream.gathers
+                            and size <= _GATHERED_FRAME_BYTES
+                            and data.startswith(data[start - 9 : start], at)
+                        ):
+                            payload = self._gather(stream, data, start, size, flags)
+                            at += (len(payload) // size - 1) * (size + 9)
                         stream.received(payload)
                     else:
                         self._spend_chatter()
@@ -384,6 +395,27 @@ class ServerConnection:
                 return
         if at < end:
             self._rest = data[at:]
+
+    def _gather(self, stream: Stream, data: bytes, start: int, size: int, flags: int) -> bytes:
+        """The payloads of whole frames that are alike, of which the one whose payload is at `start`
+        is accounted for: small messages of a stream come in such runs. Their credit is there, and
+        together they are no larger than a frame."""
+        parts = [data[start : start + size]]
+        if flags or stream.unread >= 0:
+            return parts[0]
+        head = data[start - 9 : start]
+        at, step = start + size, size + 9
+        room = min(_GATHERED_BYTES, stream.credit + size) // size
+        end = len(data)
+        while len(parts) < room and at + step <= end and data.startswith(head, at):
+            parts.append(data[at + 9 : at + step])
+            at += step
+        more = (len(parts) - 1) * size
+        stream.credit -= more
+        self._credit -= more
+        if self._credit < _CONNECTION_WINDOW_LOW:
+            self._grant_connection()
+        return b"".join(parts)
 
     def _expected(self, kind: int, flags: int, stream_id: int) -> bool:
         """Sections 3.4 and 6.10: SETTINGS first; nothing between HEADERS and CONTINUATION."""
@@ -915,11 +947,45 @@ class ServerConnection:
                 self.send_window -= size
                 self._emit(frames.frame(frames.DATA, 0, stream.stream_id, data))
                 return
-            stream.pending = bytearray(data)
+            # Most of a long message may go: only the rest is kept.
+            with memoryview(data) as view:
+                sent = self._send_frames(stream, view)
+                if sent == size:
+                    return
+                stream.pending = bytearray(view[sent:])
+            self.held_bytes += size - sent
+            self._block(stream)
         else:
             pending += data
-        self.held_bytes += size
-        self._pump(stream)
+            self.held_bytes += size
+            self._pump(stream)
+
+    def _send_frames(self, stream: Stream, view: memoryview) -> int:
+        """Send what may be sent now of `view`; how many bytes."""
+        if self.paused:
+            return 0
+        at, size = 0, len(view)
+        while at < size and self.turn_bytes < limits.HTTP2_TURN_OUTPUT_BYTES:
+            room = min(stream.window, self.send_window, self.frame_max, size - at)
+            if room <= 0:
+                break
+            stream.window -= room
+            self.send_window -= room
+            self.turn_bytes += room
+            self.out += (
+                frames.head(frames.DATA, 0, stream.stream_id, room),
+                bytes(view[at : at + room]),
+            )
+            at += room
+        if at:
+            self.touch()
+        return at
+
+    def _block(self, stream: Stream) -> None:
+        """What is left of `stream.pending` waits for windows, the socket or the next turn."""
+        if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
+            self._over_turn = True
+        self.blocked[stream.stream_id] = stream
 
     def send_trailers(self, stream: Stream, block: bytes) -> None:
         """The end of the answer, after all its content. Nothing may follow."""
@@ -957,22 +1023,12 @@ class ServerConnection:
         pending = stream.pending
         if pending is None:
             return
-        while pending:
-            room = min(stream.window, self.send_window, self.frame_max)
-            if self.turn_bytes >= limits.HTTP2_TURN_OUTPUT_BYTES:
-                room = 0
-                self._over_turn = True
-            if room <= 0 or self.paused:
-                self.blocked[stream.stream_id] = stream
-                break
-            chunk = bytes(pending[:room])
-            del pending[:room]
-            size = len(chunk)
-            stream.window -= size
-            self.send_window -= size
-            self.held_bytes -= size
-            self.turn_bytes += size
-            self._emit(frames.frame(frames.DATA, 0, stream.stream_id, chunk))
+        with memoryview(pending) as view:
+            sent = self._send_frames(stream, view)
+        self.held_bytes -= sent
+        if sent < len(pending):
+            del pending[:sent]
+            self._block(stream)
         else:
             stream.pending = None
             self.blocked.pop(stream.stream_id, None)

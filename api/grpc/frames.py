@@ -94,8 +94,12 @@ _UINT32: Final = Struct(">I")
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One whole frame. The caller keeps `payload` within the peer's MAX_FRAME_SIZE."""
-    size = len(payload)
-    return HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+    return head(kind, flags, stream_id, len(payload)) + payload
+
+
+def head(kind: int, flags: int, stream_id: int, size: int) -> bytes:
+    """The head of a frame, before `size` bytes of payload."""
+    return HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id)
 
 
 def settings(values: dict[Setting, int]) -> bytes:

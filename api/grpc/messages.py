@@ -46,24 +46,30 @@ class MessageReader:
             size = int.from_bytes(data[1:PREFIX_BYTES], "big")
             if size == len(data) - PREFIX_BYTES and size <= self._message_bytes_max:
                 return [data[PREFIX_BYTES:]]  # as nearly all do: one message, whole
-        buffer += data
+        source: bytes | bytearray = data
+        if buffer:
+            buffer += data
+            source = buffer
         messages: list[bytes] = []
-        at, end = 0, len(buffer)
+        at, end = 0, len(source)
         while end - at >= PREFIX_BYTES:
-            size = int.from_bytes(buffer[at + 1 : at + 5], "big")
+            start = at + PREFIX_BYTES
+            size = int.from_bytes(source[at + 1 : start], "big")
             if size > self._message_bytes_max:
                 raise too_large(size, self._message_bytes_max)
-            stop = at + PREFIX_BYTES + size
+            stop = start + size
             if stop > end:
                 break
-            messages.append(self._content(buffer[at], bytes(buffer[at + PREFIX_BYTES : stop])))
+            content = bytes(source[start:stop])
+            messages.append(self._content(source[at], content) if source[at] else content)
             at = stop
-        del buffer[:at]
+        if source is buffer:
+            del buffer[:at]
+        elif at < end:
+            buffer += data[at:]
         return messages
 
     def _content(self, flag: int, content: bytes) -> bytes:
-        if flag == 0:
-            return content
         if flag != 1:
             raise CallFault(Status.INTERNAL, f"message with compressed flag {flag}")
         if self._encoding != GZIP:
@@ -99,3 +105,9 @@ def _gunzip(content: bytes, limit: int) -> bytes:
 def framed(message: bytes) -> bytes:
     """A message with its length prefix, uncompressed."""
     return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def framed_all(messages: list[bytes]) -> bytes:
+    """Messages in a row, each with its prefix."""
+    heads = {size: b"\0" + size.to_bytes(4, "big") for size in set(map(len, messages))}
+    return b"".join([heads[len(message)] + message for message in messages])

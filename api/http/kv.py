@@ -373,7 +373,8 @@ class RangeReader:
         self._machine = machine
         self._start = start
         self._end = end
-        self._reverse: bool = query["reverse"]
+        # A number has no order.
+        self._reverse: bool = query["reverse"] and not query["count_only"]
         self._keys_only: bool = query["keys_only"]
         self._slice = FIRST_SLICE_KEYS
         self.revision: int = query["revision"] or 0

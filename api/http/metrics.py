@@ -57,6 +57,7 @@ class DoorCollector(Collector):
         """All metric families."""
         yield from self._http()
         yield from self._audit()
+        yield from self._peers()
         yield from self._store()
         yield from of_store(self._door.store)
         if self._names and self._door.store.machine.quotas:
@@ -116,6 +117,33 @@ class DoorCollector(Collector):
             "Lines that the audit log lost, for want of time or of space.",
             audit.dropped if audit else 0,
         )
+
+    def _peers(self) -> Iterator[Metric]:
+        """What goes wrong between members, and who knocks at their door."""
+        peers = self._door.store.stats.peers
+        if peers is None:
+            return
+        yield CounterMetricFamily(
+            "raftkv_peer_connections_refused",
+            "Connections to the peer port that were sent away after their handshake.",
+            peers.refused,
+        )
+        yield CounterMetricFamily(
+            "raftkv_peer_connections_damaged",
+            "Connections of members that were cut because of what came in.",
+            peers.damaged,
+        )
+        if not peers.desks:
+            return
+        handshakes = CounterMetricFamily(
+            "raftkv_peer_tls_handshakes",
+            "TLS handshakes between members, as they are accepted and dialled.",
+            labels=("side", "outcome"),
+        )
+        for side, desk in peers.desks.items():
+            handshakes.add_metric((side, "done"), desk.done)
+            handshakes.add_metric((side, "failed"), desk.failed)
+        yield handshakes
 
     def _quotas(self) -> Iterator[Metric]:
         """By name, so only for who may see all names."""

@@ -69,7 +69,10 @@ def run_real_client(spec: Spec) -> Outcome:
 def believed(outcome: Outcome) -> Outcome:
     """The outcome, if nothing in it was wrong. Raises BadRun."""
     if outcome.errors or not outcome.measured:
-        raise BadRun(f"{outcome.measured} answers, errors: {outcome.errors}")
+        raise BadRun(
+            f"{outcome.measured} answers, errors: {outcome.errors}, "
+            f"longest time without an answer: {outcome.gap_ms:.0f} ms"
+        )
     return outcome
 
 

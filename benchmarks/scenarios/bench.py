@@ -123,17 +123,17 @@ class Bench:
         if not self.wants(key):
             return
         self.say(f"  {key}")
-        try:
-            for _ in range(count or self.settings.rounds):
-                for cluster in clusters:
-                    before = cluster.cpu_seconds()
-                    once(cluster)
-                    self._server_cpu(key, cluster, cluster.cpu_seconds() - before)
-                    time.sleep(0.05)
-        except BadRun as error:
-            self.failures.append(f"{key}: {error}")
-            self.cells.pop(key, None)
-            self.say(f"    {error}")
+        for cluster in list(clusters) * (count or self.settings.rounds):
+            before = cluster.cpu_seconds()
+            try:
+                once(cluster)
+            except BadRun as error:
+                self.failures.append(f"{key}, {cluster.kind.label}: {error}")
+                self.cells.pop(key, None)
+                self.say(f"    {cluster.kind.label}: {error}")
+                return
+            self._server_cpu(key, cluster, cluster.cpu_seconds() - before)
+            time.sleep(0.05)
 
     def _server_cpu(self, key: str, cluster: Cluster, used_seconds: float) -> None:
         """Processor time of all members an answer: what a busy machine disturbs the least."""

@@ -172,6 +172,11 @@ class RaftNode:
         return self._core.conf
 
     @property
+    def change_pending(self) -> bool:
+        """Whether this leader's log may hold a membership change that is not applied here."""
+        return self._core.pending_conf_index > self._core.log.applied
+
+    @property
     def is_learner(self) -> bool:
         """Whether this member receives the log without a vote."""
         return self._core.member_id in self._core.conf.learners

@@ -15,6 +15,7 @@ from raftkv.machine.draft import KEYSPACE, Draft
 from raftkv.machine.leases import Lease, end_lease, read_lease, write_lease
 from raftkv.machine.mvcc import bounds
 from raftkv.machine.records import CATALOG, CAUSE_REQUEST, DELETE, U64, Record
+from raftkv.machine.removal import remove
 from raftkv.machine.results import DeregisterResult, ServiceResult
 from raftkv.machine.tables import CURRENT, LEASES, TableReader
 
@@ -110,7 +111,7 @@ def apply_deregister(draft: Draft, command: list[Any]) -> DeregisterResult:
             service=service, instance=instance, lease=holder["lease"], holder=holder,
         )  # fmt: skip
     row = KEYSPACE[CATALOG] + catalog_key(service, instance)
-    draft.remove(row, draft.get(CURRENT, row) or b"", CAUSE_REQUEST)
+    remove(draft, [row], [draft.get(CURRENT, row) or b""], CAUSE_REQUEST)
     own = _own_lease(draft, holder)
     if own:
         end_lease(draft, own, CAUSE_REQUEST)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
+from sys import maxsize
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -17,7 +18,6 @@ from raftkv.errors import check, violated
 from raftkv.machine.events import Event
 from raftkv.machine.quotas import NO_QUOTAS, QuotaBook, Quotas, size_of
 from raftkv.machine.records import (
-    DELETE,
     HEADER,
     KEY_ID_AT,
     KEY_ID_END,
@@ -32,18 +32,20 @@ from raftkv.machine.records import (
     UNTIL,
     USER_KEYS,
     put_record,
-    tombstone_record,
 )
 from raftkv.machine.tables import CURRENT, HISTORY, LEASE_KEYS, META, VERSIONS, TableWriter
 
 if TYPE_CHECKING:
     from raftkv.machine.auth import AuthState
+    from raftkv.machine.counts import Change, LiveCounts
 
 HASH_BYTES: Final = 16
+UNLIMITED: Final = maxsize - 1
 STATE_ROW: Final = b"state"
 CONF_ROW: Final = b"conf"
 _STATE: Final = struct.Struct(">QQQQQ16sQQQQ")
-_MARK: Final = struct.Struct(">BBBI")
+MARK: Final = struct.Struct(">BBBI")
+"""Before each change in what the hash covers: kind, keyspace, cause, length."""
 _OTHER: Final = 0xFF
 KEYSPACE: Final = tuple(bytes((n,)) for n in range(KEYSPACES_MAX + 1))
 """Keyspace number -> the prefix of its rows in CURRENT; the next one bounds it above."""
@@ -90,13 +92,17 @@ class State:
         return cls() if row is None else cls(*_STATE.unpack(row))
 
 
+class TooManyRemovals(Exception):
+    """The entries delete more keys than was allowed for; nothing of them was applied."""
+
+
 class Draft:
     """One apply under way: the writer, the counters, and what has come of it so far."""
 
     __slots__ = (
-        "alarms", "append_row", "auth", "corrupt", "delete_row", "events", "get", "guarded",
-        "leases", "no_space", "parts", "put_row", "quotas", "state", "sub", "term",
-        "tokens_removed", "user", "writer",
+        "alarms", "append_row", "auth", "came_and_went", "corrupt", "counts", "delete_row",
+        "events", "get", "guarded", "leases", "no_space", "parts", "put_row", "quotas",
+        "removals_left", "state", "sub", "term", "tokens_removed", "user", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -105,9 +111,14 @@ class Draft:
         state: State,
         alarms: frozenset[tuple[int, int]],
         auth: AuthState,
+        counts: LiveCounts,
         quotas: Quotas = NO_QUOTAS,
     ) -> None:
         self.writer = writer
+        self.counts = counts
+        """Blocks of user keys as they were before this draft."""
+        self.came_and_went: list[Change] = []
+        """User keys that it creates and deletes."""
         self.get = writer.get
         self.put_row = writer.put
         self.append_row = writer.append
@@ -127,6 +138,8 @@ class Draft:
         """What the hash of the entry at hand covers."""
         self.leases: list[tuple[int, int]] = []
         self.tokens_removed = 0
+        self.removals_left = UNLIMITED
+        """Keys that may still be deleted; with one more all of it ends with TooManyRemovals."""
 
     def set_alarms(self, alarms: frozenset[tuple[int, int]]) -> None:
         """Alarms as (kind, member id)."""
@@ -188,38 +201,15 @@ class Draft:
                 self.put_row(LEASE_KEYS, U64.pack(lease) + row, b"")
         if before is None and keyspace == USER_KEYS:
             state.keys += 1
+            self.came_and_went.append((row, 1))
         if self.quotas is not None and keyspace == USER_KEYS:
             old_size = 0 if before is None else size_of(before)
             self.quotas.written(self.user, key, len(key) + len(value), old_size)
-        self.parts.append(_MARK.pack(PUT, keyspace, 0, len(wire)))
+        self.parts.append(MARK.pack(PUT, keyspace, 0, len(wire)))
         self.parts.append(wire)
         self.events.append(Event(PUT, keyspace, key, main, sub, record))
         self.sub = sub + 1
         return record, before
-
-    def remove(self, row: bytes, old: bytes, cause: int) -> None:
-        """Delete the live record `old`, which stands at CURRENT's `row`."""
-        main = self.state.revision + 1
-        sub = self.sub
-        keyspace = row[0]
-        key = row[1:]
-        previous = old[MOD_AT:POSITION_END]
-        key_id = old[KEY_ID_AT:KEY_ID_END]
-        self._supersede(old, key_id, previous, main)
-        record, wire = tombstone_record(keyspace, key, cause, (main, sub), key_id, previous)
-        self.put_row(CURRENT, row, record)
-        self.append_row(HISTORY, POSITION.pack(main, sub), record)
-        lease = HEADER.unpack_from(old)[7]
-        if lease:
-            self.delete_row(LEASE_KEYS, U64.pack(lease) + row)
-        if keyspace == USER_KEYS:
-            self.state.keys -= 1
-            if self.quotas is not None:
-                self.quotas.removed(key, size_of(old))
-        self.parts.append(_MARK.pack(DELETE, keyspace, cause, len(wire)))
-        self.parts.append(wire)
-        self.events.append(Event(DELETE, keyspace, key, main, sub, record))
-        self.sub = sub + 1
 
     def _supersede(self, old: bytes, key_id: bytes, previous: bytes, main: int) -> None:
         mod, old_sub = POSITION.unpack(previous)
@@ -235,7 +225,7 @@ class Draft:
     def mark(self, *change: Any) -> None:
         """Let the hash cover a change that is not of a key."""
         packed = _pack(change)
-        self.parts.append(_MARK.pack(_OTHER, 0, 0, len(packed)))
+        self.parts.append(MARK.pack(_OTHER, 0, 0, len(packed)))
         self.parts.append(packed)
 
     def end_command(self) -> int:

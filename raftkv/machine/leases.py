@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from raftkv.errors import LeaseExists, LeaseNotFound, NoSpace, check
+from raftkv.errors import LeaseExists, LeaseNotFound, NoSpace, violated
 from raftkv.machine.draft import Draft
 from raftkv.machine.records import (
     CAUSE_EXPIRED,
@@ -18,6 +18,7 @@ from raftkv.machine.records import (
     U64,
     USER_KEYS,
 )
+from raftkv.machine.removal import collect, remove
 from raftkv.machine.results import ExpireResult, LeaseResult, RevokeResult
 from raftkv.machine.tables import CURRENT, LEASE_KEYS, LEASES, TableReader
 
@@ -81,11 +82,15 @@ def write_lease(draft: Draft, lease: Lease) -> None:
 def end_lease(draft: Draft, lease: int, cause: int) -> int:
     """Remove a lease and delete its keys at the revision under way; how many."""
     name = U64.pack(lease)
-    rows = [key[8:] for key, _ in draft.writer.scan(LEASE_KEYS, name, _after(lease))]
+    held = collect(draft, draft.writer.scan(LEASE_KEYS, name, _after(lease)))
+    rows = [key[8:] for key, _ in held]
+    olds = []
     for row in rows:
         raw = draft.get(CURRENT, row)
-        check(raw is not None and raw[0] != DELETE, "a lease's key is there", lease=lease, row=row)
-        draft.remove(row, raw or b"", cause)
+        if raw is None or raw[0] == DELETE:
+            violated("a lease's key is there", lease=lease, row=row)
+        olds.append(raw)
+    remove(draft, rows, olds, cause)
     draft.delete_row(LEASES, name)
     draft.mark("lease", lease, b"")
     draft.leases.append((lease, 0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from raftkv.errors import Compacted, check, violated
 from raftkv.machine import mvcc
@@ -36,13 +36,14 @@ from raftkv.machine.cluster import (
     replace_members,
 )
 from raftkv.machine.commands import Compare, Operation, SortOrder, SortTarget, decode_batch
-from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, Draft, State
+from raftkv.machine.counts import BLOCK_ROWS, LiveCounts
+from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, UNLIMITED, Draft, State
 from raftkv.machine.events import Event
 from raftkv.machine.leases import Lease, read_lease, read_lease_keys, read_leases
 from raftkv.machine.quotas import NO_QUOTAS, Quota, Quotas, read_quotas
 from raftkv.machine.records import DELETE, U64, USER_KEYS, Record
 from raftkv.machine.results import Applied, Outcome, RangeResult, TxnResult
-from raftkv.machine.tables import CURRENT, META, TableReader, Tables
+from raftkv.machine.tables import CURRENT, META, TableReader, Tables, TableWriter
 from raftkv.machine.tokens import Token, read_token
 from raftkv.machine.txn import read_txn
 
@@ -51,11 +52,21 @@ COMPACTION_ROW: Final = b"compaction"
 """Progress of compaction on this member alone: target revision (8), cursor. Not replicated."""
 
 
+class Worked(NamedTuple):
+    """What `Machine.work_out` hands to `Machine.adopt`."""
+
+    draft: Draft
+    applied: list[Applied]
+    hashes: list[bytes]
+
+
 class Machine:
     """The replicated state, over ordered tables. One owner; not thread-safe."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, *, block_rows: int = BLOCK_ROWS) -> None:
+        """`block_rows`: see `raftkv.machine.counts`."""
         self._tables = tables
+        self._block_rows = block_rows
         self.auth = AuthState()
         """The access rules in force; replaced as a whole, never changed."""
         self.token_removals = 0
@@ -75,6 +86,7 @@ class Machine:
             self.conf: bytes = reader.get(META, CONF_ROW) or b""
             """The configuration in force, as given to `apply_config` or `bootstrap`."""
             progress = reader.get(META, COMPACTION_ROW) or bytes(8)
+        self._counts = LiveCounts(self._state.keys, self._state.revision, self._block_rows)
         self._compacted: int = U64.unpack_from(progress)[0]
         self._cursor: bytes | None = progress[8:] or None
         self._hashes: list[tuple[int, bytes]] = [(0, b"")] * HASHES_KEPT
@@ -155,7 +167,7 @@ class Machine:
         """
         check(self.applied_index == 0, "a store is bootstrapped once", index=self.applied_index)
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
+            draft = self._draft(writer)
             draft.state.applied_index = index - 1
             draft.begin_entry(index, term)
             change_members(draft, conf, MemberChange(add=tuple(members)))
@@ -173,7 +185,7 @@ class Machine:
         """
         check(self.applied_index > 0, "only a state that something was applied to has a home")
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
+            draft = self._draft(writer)
             replace_members(draft, conf, tuple(members))
             draft.end_entry()
             draft.save()
@@ -188,13 +200,34 @@ class Machine:
         entries out of order, CorruptionError or FormatError for data that no member encodes; then,
         as after any error of the tables, nothing has changed and the call may be repeated.
         """
+        return self.adopt(self.work_out(entries))
+
+    def work_out(
+        self,
+        entries: Sequence[tuple[int, int, bytes]],
+        *,
+        removals_max: int = UNLIMITED,
+        before_commit: Callable[[], None] | None = None,
+    ) -> Worked:
+        """The first half of `apply`: the tables are changed, what is kept in memory is not.
+
+        Nothing but reads may come between the commit and `adopt`. May run in a thread while the
+        owner reads on: `before_commit` is called there when all is done but the commit, and what
+        it raises undoes everything. Raises as `apply`, and TooManyRemovals, with nothing changed,
+        for entries that together delete more than `removals_max` keys.
+        """
         batches = [
             (index, term, decode_batch(data) if data else None) for index, term, data in entries
         ]
         applied: list[Applied] = []
         hashes: list[bytes] = []
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
+            draft = self._draft(writer)
+            draft.removals_left = removals_max
+            if before_commit is not None:
+                # The owner's counts learn from its reads meanwhile.
+                state = self._state
+                draft.counts = LiveCounts(state.keys, state.revision, self._block_rows)
             state = draft.state
             for index, term, batch in batches:
                 draft.begin_entry(index, term)
@@ -217,13 +250,20 @@ class Machine:
                 draft.save()
             except ACCIDENTS as error:
                 violated("a command has left a state that cannot be stored", reason=repr(error))
+            if before_commit is not None:
+                before_commit()
+        return Worked(draft, applied, hashes)
+
+    def adopt(self, worked: Worked) -> list[Applied]:
+        """The second half of `apply`: stand where the tables stand."""
+        draft = worked.draft
         self._adopt(draft)
-        for entry, digest in zip(applied, hashes, strict=True):
+        for entry, digest in zip(worked.applied, worked.hashes, strict=True):
             self._remember_hash(entry.index, digest)
         self.token_removals += draft.tokens_removed
         if draft.auth is not self.auth:
             self._adopt_auth(draft.auth)
-        return applied
+        return worked.applied
 
     def apply_until(self, index: int, term: int, data: bytes, revision: int) -> None:
         """Apply of a batch what leads to `revision` and leave out the rest, as if never proposed.
@@ -233,7 +273,7 @@ class Machine:
         """
         stamp_ms, _, _, _, commands = decode_batch(data)
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth)
+            draft = self._draft(writer)
             draft.begin_entry(index, term)
             draft.state.clock_ms = max(draft.state.clock_ms, stamp_ms)
             for command in commands:
@@ -255,7 +295,7 @@ class Machine:
         Its one result is a MemberResult. Atomic, and in order with `apply`.
         """
         with self._tables.write() as writer:
-            draft = Draft(writer, self._state, self._alarms, self.auth, self._quotas)
+            draft = self._draft(writer)
             draft.begin_entry(index, term)
             change_members(draft, conf, change)
             result = member_result(draft)
@@ -266,8 +306,13 @@ class Machine:
         self._remember_hash(index, draft.state.hash)
         return Applied(index, term, 0, 0, 0, [result], [], [])
 
+    def _draft(self, writer: TableWriter) -> Draft:
+        return Draft(writer, self._state, self._alarms, self.auth, self._counts, self._quotas)
+
     def _adopt(self, draft: Draft) -> None:
         self._state = draft.state
+        if draft.came_and_went:
+            self._counts.note(draft.came_and_went, draft.state.revision)
         self._alarms = draft.alarms
         self._quotas = NO_QUOTAS if draft.quotas is None else draft.quotas.closed()
 
@@ -310,6 +355,8 @@ class Machine:
                 cursor = U64.pack(target) + rest
             writer.put(META, COMPACTION_ROW, U64.pack(done) + (cursor or b""))
         self._compacted, self._cursor = done, cursor
+        if rest is None:
+            self._counts.tidy()
         return self.compaction_pending
 
     # -- reading --------------------------------------------------------------------------------
@@ -318,7 +365,7 @@ class Machine:
     def view(self) -> Iterator[View]:
         """A consistent view for several reads; must not be held across turns of the loop."""
         with self._tables.read() as reader:
-            yield View(reader, self._state)
+            yield View(reader, self._state, self._counts)
 
     def get(self, key: bytes, *, keyspace: int = USER_KEYS, revision: int = 0) -> Record | None:
         """One key, now or at an older revision. Raises FutureRevision or Compacted."""
@@ -356,10 +403,10 @@ class Machine:
         whole interval; ties stay in key order. Without a sort order only the first `limit` + 1
         keys are sorted, as in etcd.
 
-        `want_count` asks for the number of keys in the interval, ignoring limit and filters, which
-        visits all of it; `count_only` asks for nothing else. `examine_max` ends the call after so
-        many rows, deleted ones included: `more` is then True, `resume` says where to go on, and
-        the count is that of this call.
+        `want_count` asks for the number of keys in the interval, ignoring limit and filters;
+        `count_only` asks for nothing else, and has no order. `examine_max` ends the call after so
+        many visited rows, deleted ones included: `more` is then True, `resume` says where to go
+        on, and the count is that of this call.
 
         Raises FutureRevision, Compacted, or InvalidRequest (a sorted range in slices).
         """
@@ -370,7 +417,7 @@ class Machine:
             min_create=min_create, max_create=max_create, examine_max=examine_max,
         )  # fmt: skip
         with self._tables.read() as reader:
-            return View(reader, self._state).range(query)
+            return View(reader, self._state, self._counts).range(query)
 
     def read_txn(
         self,
@@ -386,7 +433,10 @@ class Machine:
         FutureRevision or Compacted.
         """
         with self._tables.read() as reader:
-            return read_txn(reader, self._state, keyspace, list(compares), list(then), list(else_))
+            return read_txn(
+                reader, self._state, self._counts, keyspace,
+                list(compares), list(then), list(else_),
+            )  # fmt: skip
 
     def history(self, from_revision: int, to_revision: int, events_max: int) -> list[Event]:
         """Events of revisions [from_revision, to_revision], in order, whole revisions only.
@@ -475,11 +525,12 @@ class Machine:
 class View:
     """Several reads of one state."""
 
-    __slots__ = ("_reader", "_state")
+    __slots__ = ("_counts", "_reader", "_state")
 
-    def __init__(self, reader: TableReader, state: State) -> None:
+    def __init__(self, reader: TableReader, state: State, counts: LiveCounts) -> None:
         self._reader = reader
         self._state = state
+        self._counts = counts
 
     def get(self, key: bytes, keyspace: int = USER_KEYS) -> Record | None:
         """One key as it is now."""
@@ -489,6 +540,5 @@ class View:
     def range(self, query: mvcc.RangeQuery) -> RangeResult:
         """As `Machine.range`."""
         state = self._state
-        return mvcc.read_range(
-            self._reader, query, state.revision, state.compact_revision, state.keys
-        )
+        counted = mvcc.Counted(state.keys, self._counts)
+        return mvcc.read_range(self._reader, query, state.revision, state.compact_revision, counted)

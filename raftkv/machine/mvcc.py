@@ -6,9 +6,10 @@ it visits: how often other keys were written, or how long the history of a key i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from raftkv.errors import Compacted, FutureRevision, InvalidRequest, check
 from raftkv.machine.commands import SortOrder, SortTarget
@@ -29,11 +30,15 @@ from raftkv.machine.records import (
 from raftkv.machine.results import RangeResult
 from raftkv.machine.tables import CURRENT, HISTORY, VERSIONS, TableReader
 
+if TYPE_CHECKING:
+    from raftkv.machine.counts import Change, LiveCounts
+
 Row = tuple[bytes, bytes]
 """Name and record."""
 
 RUN_ROWS: Final = 256
 """Rows that are looked at together."""
+ALL_ROWS: Final = sys.maxsize
 
 _mod_of: Final = U64.unpack_from
 
@@ -135,8 +140,9 @@ class RangeQuery:
         self.keys_only = keys_only
         self.count_only = count_only
         self.want_count = want_count or count_only
-        self.reverse = reverse or (
-            sort_target == SortTarget.KEY and sort_order == SortOrder.DESCEND
+        # There is no order in a number.
+        self.reverse = not count_only and (
+            reverse or (sort_target == SortTarget.KEY and sort_order == SortOrder.DESCEND)
         )
         self.sort_target = sort_target
         self.sort_order = sort_order
@@ -163,10 +169,21 @@ class RangeQuery:
         )
 
 
+class Counted(NamedTuple):
+    """What is known of the number of live user keys."""
+
+    keys: int
+    """All of them, as the reader sees the tables."""
+    blocks: LiveCounts
+    """Without what is not committed."""
+    changes: Sequence[Change] = ()
+    """Not committed, but seen by the reader."""
+
+
 def read_range(
-    reader: TableReader, query: RangeQuery, newest: int, compact_revision: int, keys: int
+    reader: TableReader, query: RangeQuery, newest: int, compact_revision: int, counted: Counted
 ) -> RangeResult:
-    """Answer a range. `newest`: the revision that CURRENT stands at; `keys`: all live user keys.
+    """Answer a range. `newest`: the revision that CURRENT stands at.
 
     Raises FutureRevision, Compacted, or InvalidRequest.
     """
@@ -177,7 +194,7 @@ def read_range(
         at = newest
     if query.sort_target != SortTarget.KEY:
         return _read_sorted(reader, query, at, newest)
-    return _read_in_order(reader, query, at, newest, keys)
+    return _read_in_order(reader, query, at, newest, counted)
 
 
 def _stored_rows(reader: TableReader, query: RangeQuery) -> Iterator[Row]:
@@ -204,14 +221,13 @@ def _live(reader: TableReader, rows: list[Row], at: int, newest: int) -> list[Ro
 
 
 def _read_in_order(
-    reader: TableReader, query: RangeQuery, at: int, newest: int, keys: int
+    reader: TableReader, query: RangeQuery, at: int, newest: int, counted: Counted
 ) -> RangeResult:
     """Rows are read and judged a run at a time: what a single one costs decides here."""
     whole = query.end == b"" and not query.start and query.keyspace == USER_KEYS and at == newest
-    if query.count_only and whole:
-        return RangeResult(at, [], keys, False)
+    if query.count_only:
+        return _read_count(reader, query, at, newest, counted, whole)
     limit = query.limit
-    keep = not query.count_only
     filtered = query.filtered
     rows = _stored_rows(reader, query)
     raws: list[bytes] = []
@@ -219,12 +235,12 @@ def _read_in_order(
     stopped: bytes | None = None
     while True:
         size = RUN_ROWS
-        if limit and keep and not filtered:
+        if limit and not filtered:
             size = min(size, limit - len(raws) + 1)
         if query.examine_max:
             size = min(size, query.examine_max - examined)
             if not size:
-                stopped = stopped or next(rows, (None,))[0]
+                stopped = next(rows, (None,))[0]
                 break
         run = list(islice(rows, size))
         if not run:
@@ -232,26 +248,100 @@ def _read_in_order(
         examined += len(run)
         live = _live(reader, run, at, newest)
         total += len(live)
-        if not keep:
-            continue
         wanted = [row for row in live if query.passes(row[1])] if filtered else live
         room = limit - len(raws)
         if limit and len(wanted) > room:
             stopped = wanted[room][0]
-            del wanted[room:]
-            keep = False
+            raws += [raw for _, raw in wanted[:room]]
+            if query.want_count:
+                total = (
+                    counted.keys
+                    if whole
+                    else total
+                    + _count_behind(reader, query, run[-1][0], at, newest, counted, examined)
+                )
+            break
         raws += [raw for _, raw in wanted]
-        if not keep:
-            if not query.want_count:
-                break
-            if whole:
-                total = keys
-                break
     resume = None
     if stopped is not None:
         resume = stopped[1:] + b"\0" if query.reverse else stopped[1:]
     count = total if query.want_count else None
-    return RangeResult(at, _records(raws, query), count, stopped is not None, resume)
+    return RangeResult(at, _wanted(raws, query), count, stopped is not None, resume)
+
+
+def _read_count(
+    reader: TableReader, query: RangeQuery, at: int, newest: int, counted: Counted, whole: bool
+) -> RangeResult:
+    if whole:
+        return RangeResult(at, [], counted.keys, False)
+    low, high = bounds(query.keyspace, query.start, query.end or b"")
+    if query.end is None:
+        high = low + b"\0"
+    total, rest = _count(reader, low, high, at, newest, counted, query.examine_max or ALL_ROWS)
+    return RangeResult(at, [], total, rest is not None, None if rest is None else rest[1:])
+
+
+def _count_behind(
+    reader: TableReader,
+    query: RangeQuery,
+    row: bytes,
+    at: int,
+    newest: int,
+    counted: Counted,
+    examined: int,
+) -> int:
+    """Live keys that come after `row` in the order asked for, of the rows that may be visited."""
+    rows_max = query.examine_max - examined if query.examine_max else ALL_ROWS
+    low, high = bounds(query.keyspace, query.start, query.end or b"")
+    if query.reverse:
+        high = row
+    else:
+        low = row + b"\0"
+    return _count(reader, low, high, at, newest, counted, rows_max)[0]
+
+
+def _count(
+    reader: TableReader,
+    low: bytes,
+    high: bytes,
+    at: int,
+    newest: int,
+    counted: Counted,
+    rows_max: int,
+) -> tuple[int, bytes | None]:
+    """Live keys of [low, high) at a revision, and where the rest begins once `rows_max` rows have
+    been visited; None: there is no rest."""
+    _, blocks, changes = counted
+    total = 0
+    # Other keyspaces have no blocks; nor is it known of a block at which revision of several that
+    # are not committed it changed.
+    plain = low[0] != USER_KEYS or (bool(changes) and at != newest)
+    while low < high:
+        if not plain:
+            found, end = blocks.leap(low, high, at)
+            if end > low:
+                total += found
+                total += sum(difference for row, difference in changes if low <= row < end)
+                low = end
+                continue
+        if not rows_max:
+            return total, low
+        end = high if plain else min(high, blocks.block_end(low))
+        rows = reader.scan(CURRENT, low, end)
+        pieces: list[tuple[bytes, int]] = []
+        visited = 0
+        while run := list(islice(rows, min(blocks.block_rows, rows_max - visited))):
+            visited += len(run)
+            live = sum([raw[0] != DELETE for _, raw in run])
+            total += live if at == newest else len(_live(reader, run, at, newest))
+            pieces.append((run[0][0], live))
+        if visited == rows_max:
+            end = next(rows, (end,))[0]
+        if not plain and not changes:
+            blocks.learn(low, end, pieces, visited)
+        low = end
+        rows_max -= visited
+    return total, None
 
 
 def _read_sorted(reader: TableReader, query: RangeQuery, at: int, newest: int) -> RangeResult:
@@ -275,13 +365,11 @@ def _read_sorted(reader: TableReader, query: RangeQuery, at: int, newest: int) -
     more = bool(query.limit) and len(raws) > query.limit
     if more:
         del raws[query.limit :]
-    return RangeResult(at, _records(raws, query), count, more)
+    return RangeResult(at, _wanted(raws, query), count, more)
 
 
-def _records(raws: list[bytes], query: RangeQuery) -> list[Record]:
-    if query.keys_only:
-        return [Record(without_value(raw)) for raw in raws]
-    return [Record(raw) for raw in raws]
+def _wanted(raws: list[bytes], query: RangeQuery) -> list[bytes]:
+    return [without_value(raw) for raw in raws] if query.keys_only else raws
 
 
 _SORT_KEYS: Final[dict[int, Callable[[bytes], Any]]] = {

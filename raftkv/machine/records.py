@@ -33,6 +33,8 @@ MOD_END: Final = 19
 POSITION_END: Final = 23
 KEY_ID_AT: Final = 39
 KEY_ID_END: Final = 51
+LEASE_AT: Final = 31
+LENGTHS_AT: Final = 63
 
 POSITION: Final = struct.Struct(">QI")
 """(revision, sub): where in history a record was written; the row name of HISTORY."""
@@ -193,19 +195,43 @@ def put_record(
     return header + wire, wire
 
 
-def tombstone_record(
-    keyspace: int,
-    key: bytes,
-    cause: int,
-    position: tuple[int, int],
-    key_id: bytes,
-    previous: bytes,
-) -> tuple[bytes, bytes]:
-    """A stored deletion: (record, its wire part, which holds key and mod_revision only)."""
-    mod, sub = position
-    wire = b"".join((b"\x0a", varint(len(key)), key, b"\x18", varint(mod)))
-    header = HEADER.pack(
-        DELETE, keyspace, cause, 0, mod, sub, 0, 0, key_id, previous,
-        len(key), HEADER_BYTES + len(wire), 0,
-    )  # fmt: skip
-    return header + wire, wire
+class Tombstones:
+    """Makes the records of what one revision deletes for one cause.
+
+    All but the key, its history and its place is alike for keys of one length, and made once.
+    """
+
+    __slots__ = ("_cause", "_mod", "_shapes", "_tail")
+
+    def __init__(self, mod: int, cause: int) -> None:
+        self._mod = mod
+        self._cause = cause
+        self._tail = b"\x18" + varint(mod)
+        self._shapes: dict[tuple[int, int], tuple[bytes, bytes, bytes]] = {}
+
+    def make(self, row: bytes, old: bytes, sub: bytes) -> bytes:
+        """Of the live record `old` at CURRENT's `row`. `sub` is four bytes.
+
+        Its wire part holds key and mod_revision only.
+        """
+        shape = (row[0], len(row))
+        head, lengths, front = self._shapes.get(shape) or self._shape(*shape)
+        return b"".join((
+            head, sub, _NO_LEASE, old[KEY_ID_AT:KEY_ID_END], old[MOD_AT:POSITION_END], lengths,
+            front, row[1:], self._tail,
+        ))  # fmt: skip
+
+    def _shape(self, keyspace: int, row_length: int) -> tuple[bytes, bytes, bytes]:
+        key_length = row_length - 1
+        front = b"\x0a" + varint(key_length)
+        header = HEADER.pack(
+            DELETE, keyspace, self._cause, 0, self._mod, 0, 0, 0, NO_POSITION, NO_POSITION,
+            key_length, HEADER_BYTES + len(front) + key_length + len(self._tail), 0,
+        )  # fmt: skip
+        made = header[:MOD_END], header[LENGTHS_AT:], front
+        self._shapes[keyspace, row_length] = made
+        return made
+
+
+_NO_LEASE: Final = bytes(16)
+"""Version and lease of a tombstone."""

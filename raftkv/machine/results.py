@@ -86,24 +86,39 @@ class DeleteResult(Result):
 class RangeResult(Result):
     """An answer to a range. `revision` is the one read at, or the store's when 0 was asked."""
 
-    __slots__ = ("count", "more", "records", "resume")
+    __slots__ = ("count", "more", "raws", "resume")
 
     def __init__(
         self,
         revision: int,
-        records: list[Record],
+        raws: list[bytes],
         count: int | None,
         more: bool,
         resume: bytes | None = None,
     ) -> None:
         self.revision = revision
-        self.records = records
+        self.raws = raws
+        """The stored records; a long answer takes them as they are."""
         self.count = count
         """Number of keys in the range, ignoring limit and filters; None when not asked for."""
         self.more = more
         """Whether the limit (or the bound on examined rows) left something out."""
         self.resume = resume
         """Where to go on, in key order only: the next `start`; in reverse, the next `end`."""
+
+    def __eq__(self, other: object) -> bool:
+        """Where a record is stored does not count."""
+        if not isinstance(other, RangeResult):
+            return NotImplemented
+        return self._seen() == other._seen()
+
+    def _seen(self) -> tuple[Any, ...]:
+        return self.revision, self.records, self.count, self.more, self.resume
+
+    @property
+    def records(self) -> list[Record]:
+        """Views of the records, made anew each time."""
+        return [Record(raw) for raw in self.raws]
 
 
 class TxnResult(Result):

@@ -6,7 +6,7 @@ where its state lives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Final, Protocol
@@ -89,6 +89,9 @@ class TableWriter(TableReader, Protocol):
 
     def append(self, table: int, key: bytes, value: bytes) -> None:
         """As `put`, for a key greater than every key of the table."""
+
+    def put_many(self, table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """As `put` for each; best in order of the keys."""
 
     def delete(self, table: int, key: bytes) -> bool:
         """Remove one row; whether there was one."""

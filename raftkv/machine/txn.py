@@ -8,7 +8,7 @@ operation runs, so a refused transaction leaves nothing behind.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from raftkv.errors import KeyNotFound, LeaseNotFound, NoSpace, check
 from raftkv.machine.commands import (
@@ -20,11 +20,15 @@ from raftkv.machine.commands import (
     CompareTarget,
 )
 from raftkv.machine.draft import KEYSPACE, Draft, State
-from raftkv.machine.mvcc import RangeQuery, check_revision, live_rows, read_range
+from raftkv.machine.mvcc import Counted, RangeQuery, check_revision, live_rows, read_range
 from raftkv.machine.quotas import Change, size_of
 from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, USER_KEYS, Record
+from raftkv.machine.removal import collect, remove
 from raftkv.machine.results import DeleteResult, PutResult, RangeResult, Result, TxnResult
 from raftkv.machine.tables import CURRENT, LEASES, TableReader
+
+if TYPE_CHECKING:
+    from raftkv.machine.counts import LiveCounts
 
 _PUT, _DELETE, _RANGE, _TXN = 1, 2, 3, 4
 _FIELD: Final = {
@@ -96,15 +100,20 @@ def do_delete(
     draft: Draft, keyspace: int, start: bytes, end: bytes | None, prev: bool
 ) -> DeleteResult:
     """Delete what is there."""
-    doomed = list(live_rows(draft.writer, keyspace, start, end))
-    for row, raw in doomed:
-        draft.remove(row, raw, CAUSE_REQUEST)
-    previous = [Record(raw) for _, raw in doomed] if prev else []
-    return DeleteResult(draft.seen_revision, len(doomed), previous)
+    doomed = collect(draft, live_rows(draft.writer, keyspace, start, end))
+    rows, olds = [row for row, _ in doomed], [raw for _, raw in doomed]
+    remove(draft, rows, olds, CAUSE_REQUEST)
+    previous = [Record(raw) for raw in olds] if prev else []
+    return DeleteResult(draft.seen_revision, len(rows), previous)
 
 
 def _do_range(
-    reader: TableReader, state: State, seen_revision: int, keyspace: int, operation: list[Any]
+    reader: TableReader,
+    state: State,
+    seen_revision: int,
+    counted: Counted,
+    keyspace: int,
+    operation: list[Any],
 ) -> RangeResult:
     (_, start, end, limit, revision, sort_target, sort_order, flags,
      min_mod, max_mod, min_create, max_create) = operation  # fmt: skip
@@ -114,7 +123,7 @@ def _do_range(
         sort_target=sort_target, sort_order=sort_order,
         min_mod=min_mod, max_mod=max_mod, min_create=min_create, max_create=max_create,
     )  # fmt: skip
-    return read_range(reader, query, seen_revision, state.compact_revision, state.keys)
+    return read_range(reader, query, seen_revision, state.compact_revision, counted)
 
 
 # ---- transactions ------------------------------------------------------------------------------
@@ -143,12 +152,18 @@ def apply_txn(draft: Draft, command: list[Any]) -> TxnResult:
 
 
 def read_txn(
-    reader: TableReader, state: State, keyspace: int, compares: list[Any], *branches: list[Any]
+    reader: TableReader,
+    state: State,
+    counts: LiveCounts,
+    keyspace: int,
+    compares: list[Any],
+    *branches: list[Any],
 ) -> TxnResult:
     """What a transaction without writes would answer just now, read without a draft."""
     plan = _choose(reader, keyspace, compares, *branches)
     _check_ranges(state, plan)
-    return _run_reads(reader, state, keyspace, plan)
+    counted = Counted(state.keys, counts)
+    return _run_reads(reader, state, counted, keyspace, plan)
 
 
 def _has_put(operations: list[list[Any]]) -> bool:
@@ -233,18 +248,22 @@ def _run(draft: Draft, keyspace: int, plan: _Plan) -> TxnResult:
         elif operation[0] == _DELETE:
             responses.append(do_delete(draft, keyspace, *operation[1:]))
         else:
+            counted = Counted(draft.state.keys, draft.counts, draft.came_and_went)
+            seen = draft.seen_revision
             responses.append(
-                _do_range(draft.writer, draft.state, draft.seen_revision, keyspace, operation)
+                _do_range(draft.writer, draft.state, seen, counted, keyspace, operation)
             )
     return TxnResult(draft.seen_revision, plan.succeeded, responses)
 
 
-def _run_reads(reader: TableReader, state: State, keyspace: int, plan: _Plan) -> TxnResult:
+def _run_reads(
+    reader: TableReader, state: State, counted: Counted, keyspace: int, plan: _Plan
+) -> TxnResult:
     responses: list[Result] = []
     for operation in plan.operations:
         if isinstance(operation, _Plan):
-            responses.append(_run_reads(reader, state, keyspace, operation))
+            responses.append(_run_reads(reader, state, counted, keyspace, operation))
         else:
             check(operation[0] == _RANGE, "only reads are carried out without the log")
-            responses.append(_do_range(reader, state, state.revision, keyspace, operation))
+            responses.append(_do_range(reader, state, state.revision, counted, keyspace, operation))
     return TxnResult(state.revision, plan.succeeded, responses)

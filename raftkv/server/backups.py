@@ -22,20 +22,14 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from raftkv.errors import RaftkvError
-from raftkv.limits import ARCHIVE_CUT_BYTES, ARCHIVE_CUT_ENTRIES, BACKUP_RETRY_SECONDS
-from raftkv.storage.archive import (
-    HASH_UNKNOWN,
-    Segment,
-    SegmentName,
-    list_segments,
-    write_segment,
-)
+from raftkv.limits import ARCHIVE_CUT_BYTES, BACKUP_RETRY_SECONDS
+from raftkv.server.archiver import Archiver
+from raftkv.storage.archive import SegmentName
 from raftkv.storage.bases import BaseName, copy_base, list_bases
-from raftkv.storage.disk import Disk, RealDisk, join
+from raftkv.storage.disk import Disk, RealDisk, join, make_durably
 from raftkv.storage.snapshots import TEMPORARY
 
 if TYPE_CHECKING:
-    from raftkv.consensus.types import Entry
     from raftkv.server.config import ServerConfig
     from raftkv.server.opening import Opened
     from raftkv.server.store import StoreStats
@@ -95,17 +89,18 @@ class Backups:
         cluster = f"{opened.identity.cluster_id:016x}"
         self._member_id = opened.identity.member_id
         self._bases = settings.backup_dir and join(settings.backup_dir, cluster)
-        self._archive = settings.archive_dir and join(settings.archive_dir, cluster)
+        folder = settings.archive_dir and join(settings.archive_dir, cluster)
+        self._archive = Archiver(opened, self._disk, folder, self._note_gap) if folder else None
         self._thread = ThreadPoolExecutor(2, thread_name_prefix="raftkv-backup")
         self._last_success_seconds = 0
         self._last_bytes = 0
         self._base_due = 0.0
+        self._base_tried = 0.0
+        self._base_index = 0
+        """Of this member's newest base."""
         self._piece_due = 0.0
         self._failing = False
         """The last piece failed: the next attempt waits until it is due."""
-        self._archived = -1
-        """Index of the last archived entry; -1: not looked yet."""
-        self._sizes: dict[SegmentName, int] = {}
         self._archiving = asyncio.Lock()
 
     @property
@@ -121,7 +116,7 @@ class Backups:
             told["backup_last_success_seconds"] = self._last_success_seconds
             told["backup_last_bytes"] = self._last_bytes
         if self._archive:
-            told["archived_index"] = max(self._archived, 0)
+            told["archived_index"] = max(self._archive.archived, 0)
         return told
 
     async def run(self) -> None:
@@ -132,8 +127,8 @@ class Backups:
 
     async def step(self) -> None:
         """Do what is due now."""
-        if self._archive and self._piece_is_due():
-            await self._archive_pieces()
+        if self._archive and self._piece_is_due(self._archive):
+            await self._archive_pieces(self._archive)
         if self._bases and self._wall() >= self._base_due:
             await self._back_up()
 
@@ -141,7 +136,9 @@ class Backups:
         """The log is about to let go of what is applied: archive it first, if that is quick."""
         if self._archive:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._archive_pieces(), ARCHIVE_PATIENCE_SECONDS)
+                await asyncio.wait_for(
+                    self._archive_pieces(self._archive), ARCHIVE_PATIENCE_SECONDS
+                )
 
     async def close(self) -> None:
         """Wait for the file that is being written."""
@@ -154,13 +151,14 @@ class Backups:
 
     async def _back_up(self) -> None:
         """Make a base, and remove the oldest ones of this member's."""
-        started = self._wall()
+        started = self._base_tried = self._wall()
         try:
             newest = await self._in_thread(self._newest_base)
             due = (newest.made_ms if newest else 0) / 1000 + self._interval
             if not self._base_due and due > started:
                 # The last run of this member made one not long ago.
                 self._base_due = due
+                self._base_index = newest.index if newest else 0
                 return
             info = await self._take_snapshot()
             name = BaseName(info.meta.index, int(started * 1000), self._member_id)
@@ -172,6 +170,7 @@ class Backups:
             log.error("the backup failed: %s", error)
             return
         self._base_due = started + self._interval
+        self._base_index = name.index
         self._stats.backups_made += 1
         self._last_success_seconds, self._last_bytes = int(started), info.size
         log.info(
@@ -189,7 +188,7 @@ class Backups:
 
     def _clear(self, folder: str) -> None:
         """Make a folder, or remove what this member was writing there when it ended."""
-        self._disk.make_directory(folder)
+        make_durably(self._disk, folder)
         mark = f"-{self._member_id:016x}."
         for name in self._disk.list(folder):
             if name.endswith(TEMPORARY) and mark in name:
@@ -209,84 +208,45 @@ class Backups:
 
     async def _forget_before(self, index: int) -> None:
         """Drop what was archived before the oldest base: nothing can be restored out of it."""
+        archive = self._archive
+        if archive is None:
+            return
         async with self._archiving:
-            for name in [one for one in self._sizes if one.last_index <= index]:
-                await self._drop(name)
+            for name in [one for one in archive.sizes if one.last_index <= index]:
+                await self._drop(archive, name)
 
     # -- the archive -----------------------------------------------------------------------------
 
-    def _piece_is_due(self) -> bool:
+    def _piece_is_due(self, archive: Archiver) -> bool:
         if self._wall() >= self._piece_due:
             return True
         if self._failing:
             return False
-        opened = self._opened
-        return opened.log.bytes_since(max(self._archived, 0)) >= ARCHIVE_CUT_BYTES
+        return self._opened.log.bytes_since(max(archive.archived, 0)) >= ARCHIVE_CUT_BYTES
 
-    async def _archive_pieces(self) -> None:
+    async def _archive_pieces(self, archive: Archiver) -> None:
         """Archive what is applied and not archived yet."""
         async with self._archiving:
             self._piece_due = self._wall() + self._settings.archive_interval_ms / 1000
             self._failing = True
             try:
-                if self._archived < 0:
-                    await self._in_thread(self._look_back)
-                while (piece := self._next_piece()) is not None:
-                    size = await self._in_thread(
-                        partial(write_segment, self._disk, self._archive, piece)
-                    )
-                    self._sizes[piece.name] = size
-                    await self._keep_bound()
-                    self._archived = piece.name.last_index
+                if archive.archived < 0:
+                    await self._in_thread(partial(self._look_back, archive))
+                while (piece := archive.next_piece()) is not None:
+                    size = await self._in_thread(partial(archive.write, piece))
+                    archive.wrote(piece, size)
+                    await self._keep_bound(archive)
                     self._stats.archive_bytes_written += size
                 self._failing = False
             except RaftkvError as error:
                 self._stats.archive_failures += 1
                 log.error("the log could not be archived: %s", error)
 
-    def _look_back(self) -> None:
-        """Find what earlier runs of this member have archived."""
-        self._clear(self._archive)
-        for name in list_segments(self._disk, self._archive):
-            if name.member_id == self._member_id:
-                file = self._disk.open(join(self._archive, name.text))
-                try:
-                    self._sizes[name] = file.size()
-                finally:
-                    file.close()
-        reached = [name.last_index for name in self._sizes]
-        if self._bases:
-            reached += [base.index for base in self._own_bases()]
-        self._archived = max(reached, default=0)
-
-    def _next_piece(self) -> Segment | None:
-        machine, kept = self._opened.machine, self._opened.log
-        first, applied = self._archived + 1, machine.applied_index
-        if first < kept.first_index():
-            self._note_gap(first, kept.first_index())
-            first = kept.first_index()
-        if first > applied:
-            return None
-        last = min(applied, first + ARCHIVE_CUT_ENTRIES - 1)
-        entries: list[Entry] = list(kept.entries(first, last + 1, ARCHIVE_CUT_BYTES))
-        identity, before = self._opened.identity, kept.term(first - 1)
-        if entries[-1].index != applied:
-            return Segment(identity.cluster_id, identity.member_id, before, entries)
-        return Segment(
-            identity.cluster_id,
-            identity.member_id,
-            before,
-            entries,
-            machine.revision,
-            machine.clock_ms,
-            machine.state_hash or HASH_UNKNOWN,
-        )
+    def _look_back(self, archive: Archiver) -> None:
+        self._clear(archive.folder)
+        archive.look_back([base.index for base in self._own_bases()] if self._bases else ())
 
     def _note_gap(self, first: int, next_first: int) -> None:
-        self._archived = next_first - 1
-        if first == 1:
-            return
-        # Nothing of an archive that begins late is missing, but one with a hole needs a new base.
         self._stats.archive_gaps += 1
         self._base_due = 1.0
         log.error(
@@ -296,13 +256,18 @@ class Backups:
             next_first - 1,
         )
 
-    async def _keep_bound(self) -> None:
-        while sum(self._sizes.values()) > self._settings.archive_bytes and len(self._sizes) > 1:
-            oldest = min(self._sizes, key=lambda name: name.first_index)
-            await self._drop(oldest)
+    async def _keep_bound(self, archive: Archiver) -> None:
+        """Drop the oldest files past the bound; long before that, make a base that needs none."""
+        sizes = archive.sizes
+        needed = [size for name, size in sizes.items() if name.last_index > self._base_index]
+        if self._bases and 2 * sum(needed) > self._settings.archive_bytes:
+            self._base_due = min(self._base_due, self._base_tried + BACKUP_RETRY_SECONDS)
+        while sum(sizes.values()) > self._settings.archive_bytes and len(sizes) > 1:
+            oldest = min(sizes, key=lambda name: name.first_index)
+            await self._drop(archive, oldest)
             self._stats.archive_files_dropped += 1
             log.warning("the archive is full: dropped its oldest file", extra={"file": oldest.text})
 
-    async def _drop(self, name: SegmentName) -> None:
-        await self._in_thread(partial(self._disk.remove, join(self._archive, name.text)))
-        del self._sizes[name]
+    async def _drop(self, archive: Archiver, name: SegmentName) -> None:
+        await self._in_thread(partial(self._disk.remove, join(archive.folder, name.text)))
+        del archive.sizes[name]

@@ -50,6 +50,11 @@ class DiskWatch:
         self._stalled_since_ms: int | None = None
         self._tried: set[int] = set()
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the disk did not answer when it was last looked at."""
+        return self._stalled_since_ms is not None
+
     def look(self, now_ms: int) -> None:
         """Find out whether the disk answers, and act on it."""
         since_ms = self._busy_since_ms()

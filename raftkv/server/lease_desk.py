@@ -7,6 +7,7 @@ turn in one frame, and the leader answers once its leadership is confirmed from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -59,7 +60,7 @@ class LeaseDesk:
         self._stats = stats
         self._propose = propose
         self._request_timeout_ms = request_timeout_ms
-        self._keep_alives: list[tuple[int, Done]] = []
+        self._keep_alives: list[tuple[list[int], Done]] = []
         self._times: list[tuple[int, Done]] = []
         self._asked: dict[int, tuple[int, Done, Fits]] = {}
         """Questions at the leader: (deadline, who waits, what can be the answer), oldest first."""
@@ -73,7 +74,11 @@ class LeaseDesk:
 
     def keep_alive(self, lease: int, done: Done) -> None:
         """Renew at the next `flush`."""
-        self._keep_alives.append((lease, done))
+        self._keep_alives.append(([lease], partial(_answer_one, lease, done)))
+
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """Renew all of them at the next `flush`; see `Store.keep_alives`."""
+        self._keep_alives.append((leases, done))
 
     def time(self, lease: int, done: Done) -> None:
         """Ask at the next `flush`."""
@@ -85,8 +90,8 @@ class LeaseDesk:
         """Start on everything that was gathered since the last turn."""
         if self._keep_alives:
             gathered, self._keep_alives = self._keep_alives, []
-            self._stats.keep_alives += len(gathered)
-            leases = [lease for lease, _ in gathered]
+            leases = [lease for some, _ in gathered for lease in some]
+            self._stats.keep_alives += len(leases)
 
             def answered(answers: Any) -> None:
                 _answer_keep_alives(gathered, answers)
@@ -308,13 +313,23 @@ def _wire(answer: Any) -> Any:
     return str(answer) if isinstance(answer, RaftkvError) else answer
 
 
-def _answer_keep_alives(asked: list[tuple[int, Done]], answers: Any) -> None:
-    """Tell each holder its own answer; one error or one text is everybody's."""
+def _answer_keep_alives(asked: list[tuple[list[int], Done]], answers: Any) -> None:
+    """Tell each who asked what became of their leases; one error or one text is everybody's."""
     if isinstance(answers, str):
         answers = NoLeader(answers)
     if isinstance(answers, RaftkvError):
         for _, done in asked:
             done(answers)
         return
-    for (lease, done), ttl_seconds in zip(asked, answers, strict=True):
+    at = 0
+    for leases, done in asked:
+        done(answers[at : at + len(leases)])
+        at += len(leases)
+
+
+def _answer_one(lease: int, done: Done, answer: Any) -> None:
+    if isinstance(answer, RaftkvError):
+        done(answer)
+    else:
+        (ttl_seconds,) = answer
         done(_not_found(lease) if ttl_seconds is None else KeepAliveResult(lease, ttl_seconds))

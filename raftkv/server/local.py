@@ -100,6 +100,17 @@ class LocalStore:
         self.stats.keep_alives += 1
         self._answer(done, self._stopping() or KeepAliveResult(lease, ttl))
 
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        now = self._loop.time()
+        ttls: list[int | None] = []
+        for lease in leases:
+            held = self._deadlines.get(lease)
+            ttls.append(None if held is None else held[1])
+            if held is not None:
+                self._deadlines[lease] = (now + held[1], held[1])
+        self.stats.keep_alives += len(leases)
+        self._answer(done, self._stopping() or ttls)
+
     def lease_time(self, lease: int, done: Done) -> None:
         held = self._deadlines.get(lease)
         if held is None:

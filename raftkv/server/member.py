@@ -40,15 +40,17 @@ from raftkv.errors import (
 from raftkv.limits import SHRINK_CATCH_UP_SECONDS
 from raftkv.machine import commands
 from raftkv.machine.commands import AlarmKind, Command
+from raftkv.machine.machine import Worked
 from raftkv.server.append_thread import AppendThread, Written
 from raftkv.server.append_thread import monotonic_ms as now_ms
+from raftkv.server.aside import Aside
 from raftkv.server.backups import Backups, BackupSettings
 from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.disk_watch import successors
-from raftkv.server.levels import AUTO_PROMOTION, Agreement, PeerLevels, check_agreed
+from raftkv.server.leading import Leading
+from raftkv.server.levels import AUTO_PROMOTION, PeerLevels, check_agreed
 from raftkv.server.opening import Opened
-from raftkv.server.promotions import Promotions
-from raftkv.server.replica import Replica
+from raftkv.server.replica import Batch, Replica
 from raftkv.server.shrink import PAUSE_SECONDS, Shrink, Shrunk
 from raftkv.server.store import Done, MemberInfo, SnapshotStream, StoreStats
 from raftkv.server.sync_pace import SyncPace
@@ -103,6 +105,7 @@ class Member:
         self._formatting: asyncio.Future[None] | None = None
         self._shrink: Shrink | None = None
         self._shrinking: asyncio.Task[Shrunk] | None = None
+        self._aside = Aside(loop, opened.machine, opened.backend)
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="raftkv-snapshot")
         self._append = AppendThread(
             opened.wal,
@@ -155,8 +158,7 @@ class Member:
             lambda: self._append.busy_since_ms,
         )
         self._levels = PeerLevels(config.feature_level, lambda: self.machine.level)
-        self._agreement = Agreement(self._levels, self.machine, self.member_id)
-        self._promotions = Promotions()
+        self._leading = Leading(self._levels, self.replica)
         self._backups = Backups(BackupSettings.of(config), opened, self.stats, self._take_snapshot)
         self.transport = Transport(
             member_id=self.member_id,
@@ -210,6 +212,7 @@ class Member:
         await self.transport.close()
         self._append.end()
         await self._loop.run_in_executor(None, self._append.join)
+        await self._loop.run_in_executor(None, self._aside.close)
         await self._loop.run_in_executor(None, self._copier.shutdown)
         self._opened.close(clean=not self.ended.done())
         if not self.ended.done():
@@ -254,6 +257,10 @@ class Member:
     def keep_alive(self, lease: int, done: Done) -> None:
         """See `Store.keep_alive`."""
         self.replica.keep_alive(lease, done)
+
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """See `Store.keep_alives`."""
+        self.replica.keep_alives(leases, done)
 
     def lease_time(self, lease: int, done: Done) -> None:
         """See `Store.lease_time`."""
@@ -316,6 +323,8 @@ class Member:
             problems["corrupt"] = "this member's state differs from the others'"
         if any(kind == AlarmKind.NOSPACE for kind, _ in self.machine.alarms):
             problems["no_space"] = "a member is out of space: only deletes and compaction pass"
+        if self._upkeep.disk_stalled:
+            problems["disk_stalled"] = "the disk of the log does not answer"
         if self.node.is_learner:
             problems["learner"] = "this member is a learner"
         return problems
@@ -458,12 +467,24 @@ class Member:
         """See `Surroundings.install`."""
         self._spawn(self._install(meta))
 
+    def apply_aside(self, entries: list[Batch]) -> None:
+        """See `Surroundings.apply_aside`."""
+        self._aside.start(entries, self._worked_out)
+
+    def _worked_out(self, worked: Worked | None) -> None:
+        try:
+            self.replica.worked_out(worked)
+        except Exception as error:
+            self._crashed(error)
+
     async def _install(self, meta: SnapshotMeta) -> None:
         self._installing = True
         try:
             while self._copies:
                 await asyncio.sleep(0.01)
             await self._loop.run_in_executor(self._copier, self._opened.stage_snapshot, meta)
+            while self._aside.busy:
+                await asyncio.sleep(0.01)
             self._opened.backend.install()
             self.machine.reload()
         finally:
@@ -603,8 +624,7 @@ class Member:
         self._timer("housekeeping", HOUSEKEEPING_SECONDS, self._housekeeping)
         try:
             job = self._upkeep.housekeeping(now_ms())
-            if self.node.role is Role.LEADER:
-                self._lead()
+            self._leading.step()
         except Exception as error:
             self._crashed(error)
             return
@@ -615,6 +635,9 @@ class Member:
 
     def _compact_slice(self) -> None:
         if self._stopping or self.ended.done():
+            return
+        if self._aside.busy:
+            self._timer("compact", COMPACT_PAUSE_SECONDS, self._compact_slice)
             return
         try:
             more = self._upkeep.compact_slice()
@@ -659,7 +682,7 @@ class Member:
         try:
             await self._loop.run_in_executor(self._copier, shrink.copy)
             deadline = self._loop.time() + SHRINK_CATCH_UP_SECONDS
-            while (shrunk := shrink.catch_up()) is None:
+            while self._aside.busy or (shrunk := shrink.catch_up()) is None:
                 if self._loop.time() > deadline:
                     raise TooManyRequests(
                         "writes came faster than a copy of the tables took them in; "
@@ -707,16 +730,6 @@ class Member:
     ) -> None:
         change = ConfigChange(changes)
         await self._outcome(lambda done: self.replica.change_members(change, attributes, done))
-
-    def _lead(self) -> None:
-        """What the leader looks after once a second: a new feature level, learners to promote."""
-        self._agreement.step(self.propose)
-        wanted = self.machine.promotions()
-        member_id = self._promotions.due(self.node.status(), wanted) if wanted else None
-        if member_id is not None:
-            log.info("promoting a learner that has caught up", extra={"peer": f"{member_id:016x}"})
-            change = ConfigChange(((ChangeKind.ADD_VOTER, member_id),))
-            self.replica.change_members(change, [member_id], lambda result: None)
 
     def _keep_format(self) -> None:
         """The files say which programs must not open them; written once a level is agreed."""

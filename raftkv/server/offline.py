@@ -21,7 +21,7 @@ from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig
 from raftkv.server.opening import begin_log
-from raftkv.storage.backend import LmdbBackend
+from raftkv.storage.backend import Backend, LmdbBackend
 from raftkv.storage.datadir import DataDir, format_of
 from raftkv.storage.disk import Disk, RealDisk
 from raftkv.storage.snapshots import (
@@ -52,7 +52,7 @@ def snapshot_status(path: str | Path) -> dict[str, Any]:
     ) as folder:
         backend = LmdbBackend(folder, disk=disk, allocate_bytes=_STATUS_ALLOCATE_BYTES)
         try:
-            machine = _machine_of(path, info, backend)
+            machine = machine_of(path, info, backend)
             return {
                 "path": path,
                 "size_bytes": info.size,
@@ -150,7 +150,7 @@ def _fill(
     identity = WalIdentity(founding.cluster_id, founding.member_id)
     backend = LmdbBackend(data.tables_path, disk=disk)
     try:
-        machine = _machine_of(path, info, backend)
+        machine = machine_of(path, info, backend)
         advance(machine)
         machine.rehome(encode_conf(founding.conf), founding.member_infos)
         meta = SnapshotMeta(machine.applied_index, machine.applied_term, founding.conf)
@@ -168,7 +168,7 @@ def _fill(
         backend.close()
 
 
-def _machine_of(path: str, info: SnapshotInfo, backend: LmdbBackend) -> Machine:
+def machine_of(path: str, info: SnapshotInfo, backend: Backend) -> Machine:
     """The state that a verified file holds, in the tables of `backend`."""
     backend.stage(path, info.image_offset, info.image_bytes)
     backend.install()

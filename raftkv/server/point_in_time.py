@@ -78,7 +78,7 @@ class Holdings:
     """Archived pieces of the log, and the folder of each."""
 
 
-class _Passed(Exception):
+class Passed(Exception):
     """The base is later than the moment asked for."""
 
 
@@ -100,13 +100,14 @@ def look(folders: Sequence[str | Path], disk: Disk | None = None) -> dict[int, H
             raise ConfigError(f"{given} is not a folder", path=given)
         inside = [name for name in disk.list(given) if _CLUSTER_FOLDER.fullmatch(name)]
         for folder in (given, *(join(given, name) for name in inside)):
-            _look_into(disk, folder, found)
+            look_into(disk, folder, found)
     for holdings in found.values():
         holdings.bases.sort()
     return found
 
 
-def _look_into(disk: Disk, folder: str, found: dict[int, Holdings]) -> None:
+def look_into(disk: Disk, folder: str, found: dict[int, Holdings]) -> None:
+    """Add what one folder holds to what was found. Raises as `look`."""
     named = os.path.basename(os.path.abspath(folder))
     cluster = int(named, 16) if _CLUSTER_FOLDER.fullmatch(named) else None
     for name in disk.list(folder):
@@ -222,12 +223,12 @@ def restore(
         if info.cluster_id != cluster_id or info.meta.index != index:
             raise CorruptionError(f"{path}: not what its name and folder say", path=path)
         verify_backup(disk, path, info, progress)
-        replay = _Replay(disk, cluster_id, holdings, moment)
+        replay = Replay(disk, cluster_id, holdings, moment)
         try:
             restore_verified(
                 disk, path, info, config, f"{info.digest.hex()} {moment}", replay.advance
             )
-        except _Passed:
+        except Passed:
             continue
         return {"base": path, **replay.reached}
     raise ConfigError(
@@ -236,7 +237,7 @@ def restore(
     )
 
 
-class _Replay:
+class Replay:
     """Brings a base's state to a moment."""
 
     def __init__(self, disk: Disk, cluster_id: int, holdings: Holdings, moment: Moment) -> None:
@@ -247,9 +248,11 @@ class _Replay:
         self.reached: dict[str, Any] = {}
 
     def advance(self, machine: Machine) -> None:
+        """Apply what is archived up to the moment. Raises Passed, ConfigError when what is there
+        does not reach it, or what its files are found guilty of."""
         moment = self._moment
         if moment.passed(machine):
-            raise _Passed
+            raise Passed
         done = moment.revision is not None and machine.revision == moment.revision
         names = [] if done else chain(self._holdings.segments, machine.applied_index)
         for name in names:

@@ -56,6 +56,7 @@ from raftkv.limits import (
     PENDING_READS_MAX,
 )
 from raftkv.machine import commands
+from raftkv.machine.draft import UNLIMITED, TooManyRemovals
 from raftkv.machine.results import Applied
 from raftkv.server.hash_checks import HashChecks
 from raftkv.server.lease_desk import LeaseDesk
@@ -72,10 +73,11 @@ from raftkv.server.repeats import Repeats
 from raftkv.server.shell_frames import ShellFrame, decode_shell
 from raftkv.server.store import Done, StoreStats
 from raftkv.server.watch import Watch, WatchHub, WatchSink, WatchSpec
+from raftkv.storage.backend import MapGrownError
 
 if TYPE_CHECKING:
     from raftkv.consensus.node import RaftNode
-    from raftkv.machine.machine import Machine
+    from raftkv.machine.machine import Machine, Worked
     from raftkv.server.space import Space
     from raftkv.storage.wal import WriteReceipt
     from raftkv.storage.wallog import WalLog
@@ -86,8 +88,14 @@ WRITES_IN_FLIGHT_MAX = 1
 """Batches of this member's own on their way to its disk; the next one gathers meanwhile."""
 APPLY_ENTRIES_PER_TURN = 64
 APPLY_BYTES_PER_TURN = 4 * 1024 * 1024
+REMOVALS_PER_TURN_MAX = 5_000
+"""Keys that may be deleted in one turn; more take an apply aside, in some 20 ms of lost work."""
 ROUND_ABANDON_MS = 1_000
 """A ReadIndex round without an answer begins again under a new id after this long."""
+
+
+Batch = tuple[int, int, bytes]
+"""Index, term and data of an entry."""
 
 
 class Surroundings(Protocol):
@@ -117,6 +125,12 @@ class Surroundings(Protocol):
     def install(self, meta: SnapshotMeta) -> None:
         """Replace the machine's tables by the received image of `meta`, reload the machine, then
         call `installed(meta)`. Nothing is applied meanwhile."""
+
+    def apply_aside(self, entries: list[Batch]) -> None:
+        """Do `machine.work_out(entries)` without holding up the loop, then call `worked_out`.
+
+        The tables are not written otherwise meanwhile, nor replaced.
+        """
 
     def members_changed(self) -> None:
         """The members' ids or addresses changed; see `machine.members`."""
@@ -169,6 +183,9 @@ class Replica:
         """Received snapshots on their way: being made durable, or waiting to be installed."""
         self._images: deque[SnapshotMeta] = deque()
         """Those that are durable; the first is being installed."""
+        self._aside: list[Entry] = []
+        """Entries under way in `Surroundings.apply_aside`: those right after the applied ones."""
+        self._removals_max = REMOVALS_PER_TURN_MAX
         self._leader_seen = NO_MEMBER
         self._term_seen = 0
         self._refusing: Refused | None = None
@@ -233,6 +250,15 @@ class Replica:
             self._answer(done, self._refusing)
             return
         self._leases.keep_alive(lease, done)
+        if not self._awake:
+            self._wake()
+
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """See `Store.keep_alives`."""
+        if self._refusing is not None:
+            self._answer(done, self._refusing)
+            return
+        self._leases.keep_alives(leases, done)
         if not self._awake:
             self._wake()
 
@@ -504,7 +530,15 @@ class Replica:
 
     def _check_change(self, change: ConfigChange) -> None:
         """At the leader: refuse what would be wrong or unsafe."""
+        if self._installing:
+            # Consensus knows the members of the image, the tables still those before it.
+            raise _refusal(_TAKING_OVER)
         check_change(change, self.node.status(), self.machine.members())
+
+    @property
+    def members_known(self) -> bool:
+        """Whether this leader's tables hold every membership change that is in its log."""
+        return not self._installing and not self.node.change_pending
 
     def _apply_config(self, entry: Entry) -> None:
         change = decode_change(entry.data)
@@ -578,6 +612,7 @@ class Replica:
         return (
             bool(queue)
             and not self._installing
+            and not self._aside
             and not self._apply_blocked
             and queue[0].index <= self.log.last_index()
         )
@@ -637,7 +672,7 @@ class Replica:
             self._apply_config(queue[0])
             self._applied_up_to(queue.popleft().index)
             return
-        batch: list[tuple[int, int, bytes]] = []
+        entries: list[Entry] = []
         size = 0
         # What is not durable here waits, though committed: a restart must not find the tables
         # ahead of the log.
@@ -645,20 +680,48 @@ class Replica:
         for entry in queue:
             if entry.index > durable or entry.kind is EntryKind.CONFIG:
                 break
-            batch.append((entry.index, entry.term, entry.data))
+            entries.append(entry)
             size += len(entry.data)
-            if len(batch) >= APPLY_ENTRIES_PER_TURN or size >= APPLY_BYTES_PER_TURN:
+            if len(entries) >= APPLY_ENTRIES_PER_TURN or size >= APPLY_BYTES_PER_TURN:
                 break
             if buggify("tiny-apply"):
                 break
+        batches = [(entry.index, entry.term, entry.data) for entry in entries]
+        removals_max = self._removals_max
+        if removals_max != UNLIMITED and buggify("apply-aside"):
+            removals_max = 0
         try:
-            applied_entries = self.machine.apply(batch)
+            worked = self.machine.work_out(batches, removals_max=removals_max)
         except DiskFullError:
             # Nothing was applied; the next tick tries again. The log keeps what is committed.
             self._apply_blocked = True
             return
-        for _ in batch:
+        except MapGrownError:
+            return  # Nothing was applied, and the next turn finds more room.
+        except TooManyRemovals:
+            self._aside = entries
+            self._around.apply_aside(batches)
+            worked = None
+        for _ in entries:
             queue.popleft()
+        if worked is not None:
+            self._removals_max = REMOVALS_PER_TURN_MAX
+            self._adopt(worked, size)
+
+    def worked_out(self, worked: Worked | None) -> None:
+        """`Surroundings.apply_aside` is done; None: nothing was applied."""
+        entries, self._aside = self._aside, []
+        self.stats.applies_aside += 1
+        if worked is not None:
+            self._adopt(worked, sum(len(entry.data) for entry in entries))
+        elif not self._images:
+            # Where it has always been possible to wait for space, or to grow, and to try again.
+            self._committed.extendleft(reversed(entries))
+            self._removals_max = UNLIMITED
+        self._wake()
+
+    def _adopt(self, worked: Worked, size: int) -> None:
+        applied_entries = self.machine.adopt(worked)
         if self.space is not None:
             self.space.applied(size, sum(len(applied.results) for applied in applied_entries))
         events = []
@@ -667,7 +730,7 @@ class Replica:
             events.extend(applied.events)
         if events:
             self.hub.publish(events)
-        self._applied_up_to(batch[-1][0])
+        self._applied_up_to(applied_entries[-1].index)
 
     def _resolve(self, applied: Applied) -> None:
         self.pending.committed(applied.index, applied.term)
@@ -684,7 +747,8 @@ class Replica:
 
     def _install(self, meta: SnapshotMeta) -> None:
         """A received snapshot is durable: the machine is to jump to it."""
-        if meta.index <= self.machine.applied_index:
+        under_way = self._aside[-1].index if self._aside else 0
+        if meta.index <= max(under_way, self.machine.applied_index):
             self._installing -= 1
             self._applied_up_to(self.machine.applied_index)
             return
@@ -721,6 +785,9 @@ class Replica:
         self._wake()
 
 
+_TAKING_OVER = "the leader is just taking over; nothing was done, try again shortly"
+
+
 def _identity(entry: Entry) -> tuple[int, int, int]:
     """(origin, boot, sequence) of a proposal."""
     if entry.kind is EntryKind.BATCH:
@@ -751,8 +818,8 @@ def _refusal(reason: str) -> Refused:
         return NoLeader("leadership is being handed over; nothing was done, try again shortly")
     if reason == "removed":
         return NoLeader("the leader is leaving the cluster; nothing was done, try again shortly")
-    if reason == "no entry of this term is committed yet":
-        return NoLeader("the leader is just taking over; nothing was done, try again shortly")
+    if reason in ("no entry of this term is committed yet", _TAKING_OVER):
+        return NoLeader(_TAKING_OVER)
     if reason == "a membership change is pending":
         return TooManyRequests(
             "another membership change is under way; nothing was done, try again shortly"

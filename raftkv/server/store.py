@@ -87,6 +87,7 @@ class StoreStats:
     disk_stalls: int = 0
     disk_stall_handovers: int = 0
     batches_held_back: int = 0
+    applies_aside: int = 0
     auto_compactions: int = 0
     backups_made: int = 0
     backup_failures: int = 0
@@ -131,6 +132,10 @@ class Store(Protocol):
     def keep_alive(self, lease: int, done: Done) -> None:
         """Renew a lease: `KeepAliveResult`, or LeaseNotFound among the refusals."""
 
+    def keep_alives(self, leases: list[int], done: Done) -> None:
+        """Renew leases together: the TTL of each in seconds, None for one that there is not; or
+        one error for all of them."""
+
     def lease_time(self, lease: int, done: Done) -> None:
         """`LeaseTime` from the leader's clock, or LeaseNotFound among the refusals."""
 
@@ -143,7 +148,7 @@ class Store(Protocol):
     def health(self) -> dict[str, str]:
         """Reasons why this member is not healthy, by check; empty when all is well.
 
-        Names: "no_leader", "corrupt", "no_space", "learner", "stopping".
+        Names: "no_leader", "corrupt", "no_space", "disk_stalled", "learner", "stopping".
         """
 
     def members(self) -> list[MemberInfo]:

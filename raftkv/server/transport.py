@@ -90,7 +90,9 @@ def message_bytes(message: Message) -> int:
 class TransportStats(LinkStats):
     """Totals over all peers, for metrics. Read at any time."""
 
-    __slots__ = ("accepted", "damaged", "dialled", "dropped", "refused", "round_trips")
+    __slots__ = (
+        "accepted", "damaged", "desks", "dialled", "dropped", "refused", "round_trips",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +104,8 @@ class TransportStats(LinkStats):
         self.dialled = 0
         self.dropped = 0
         """Messages that found no connection or no room."""
+        self.desks: dict[str, HandshakeDesk] = {}
+        """TLS handshakes, where there are any: "accepted" and "dialled"."""
         self.round_trips: dict[int, Histogram] = {}
         """Times of pings, by member."""
 
@@ -422,6 +426,8 @@ class Transport:
         # Two threads: strangers who knock must not keep this member from dialling.
         self._accepting = None if tls is None else _desk("a peer")
         self._dialling = None if tls is None else _desk("")
+        if self._accepting is not None and self._dialling is not None:
+            self.stats.desks = {"accepted": self._accepting, "dialled": self._dialling}
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepted: dict[PeerLink, asyncio.TimerHandle | None] = {}

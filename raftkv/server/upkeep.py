@@ -83,6 +83,11 @@ class Upkeep:
         self.log_disk_full = False
         """The log waits for space on its disk: told by whoever writes it."""
 
+    @property
+    def disk_stalled(self) -> bool:
+        """Whether the disk of the log does not answer just now."""
+        return self._disk.stalled
+
     def tick(self, now_ms: int) -> None:
         """One tick of the clock passed; `now_ms` tells how late it comes."""
         late_ms = now_ms - self._last_tick_ms - self._settings.tick_ms
@@ -226,6 +231,9 @@ class Upkeep:
         """A snapshot is durable: let go of the old log. The result is for the log's writer."""
         meta, opened = info.meta, self._opened
         self._replica.stats.snapshots_taken += 1
+        if self.snapshot_index > meta.index:
+            # A newer one was received while the log waited for its archive, and is marked already.
+            return lambda wal: None
         opened.log.snapshot_ready(meta)
         kept = 0 if buggify("no-log-kept") else self._settings.snapshot_catchup_entries
         keep_from = max(0, meta.index - kept)

@@ -7,11 +7,14 @@ from typing import Any
 
 from raftkv.consensus.types import ChangeKind, ConfigChange
 from raftkv.errors import RaftkvError, Refused, check
+from raftkv.machine import commands
 from raftkv.machine.events import Event
+from raftkv.machine.results import Applied
 from raftkv.server.bootstrap import Founding, FoundingMember
 from raftkv.simulation.invariants import Invariants
 from raftkv.simulation.member import MemberSettings, SimMember
 from raftkv.simulation.network import SimNetwork
+from raftkv.simulation.promises import Promises
 from raftkv.simulation.world import SECOND_US, World
 
 CLUSTER_ID = 0xC1
@@ -35,9 +38,12 @@ class SimCluster:
         self.world = world
         self.network = SimNetwork(world)
         self.invariants = Invariants(self)
+        self.promises = Promises()
         self.members: dict[int, SimMember] = {}
         self.events: list[tuple[int, Event]] = []
         """(moment, event): all that any member has applied, in order of revisions."""
+        self.on_applied: list[Callable[[int, bytes, Applied], None]] = []
+        """Called with (index, data, what it did) of every entry that any member applies."""
         self.restarting = True
         """Whether processes that ended by themselves are started again."""
         self._settings = settings
@@ -48,6 +54,11 @@ class SimCluster:
         self._founding = Founding(CLUSTER_ID, 1, founders)
         for founder in founders:
             self._make(founder.member_id, founder=True)
+
+    @property
+    def level(self) -> int:
+        """The feature level that is agreed, as far as any member that runs knows."""
+        return max((member.machine.level for member in self.up()), default=0)
 
     def _make(self, member_id: int, *, founder: bool) -> SimMember:
         member = self.members[member_id] = SimMember(
@@ -104,10 +115,24 @@ class SimCluster:
 
     # -- membership --------------------------------------------------------------------------------
 
-    def add_member(self, through: SimMember, *, learner: bool, done: Callable[[Any], None]) -> int:
-        """Ask for a new member, and start it once it belongs to the cluster; its id."""
+    def add_member(
+        self,
+        through: SimMember,
+        *,
+        learner: bool,
+        done: Callable[[Any], None],
+        promote: bool = False,
+        instead_of: int | None = None,
+    ) -> int:
+        """Ask for a new member, and start it once it belongs to the cluster; its id.
+
+        `promote` and `instead_of`: as `Store.add_member`.
+        """
         member_id = max(self.members) + 1
         kind = ChangeKind.ADD_LEARNER if learner else ChangeKind.ADD_VOTER
+        changes = [(kind, member_id)]
+        if instead_of is not None:
+            changes.insert(0, (ChangeKind.REMOVE, instead_of))
         name = f"n{member_id}"
         self._make(member_id, founder=False)
         self.world.note(through.name, f"is asked to add {name}{' as a learner' if learner else ''}")
@@ -118,10 +143,13 @@ class SimCluster:
             else:
                 # Also after an unknown outcome: the newcomer waits to be told, or for nothing.
                 self.restart(self.members[member_id])
+            if promote and not isinstance(answer, RaftkvError):
+                wish = commands.guarded(commands.member_promotion(member_id), commands.BY_MEMBER)
+                through.propose(wish, lambda result: None)
             done(answer)
 
         through.change_members(
-            ConfigChange(((kind, member_id),)),
+            ConfigChange(tuple(changes)),
             [member_id, name, [f"sim://{name}"], [], learner],
             answered,
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from raftkv.consensus import codec
@@ -21,22 +22,23 @@ from raftkv.consensus.types import (
 )
 from raftkv.errors import (
     DiskFullError,
+    FormatError,
     NoLeader,
     OutcomeUnknown,
-    PeerError,
     RaftkvError,
     StorageError,
     check,
 )
-from raftkv.limits import DISK_STALL_MS_DEFAULT, MIB
+from raftkv.limits import DISK_STALL_MS_DEFAULT, FEATURE_LEVEL, MIB
 from raftkv.machine.commands import Command
-from raftkv.machine.machine import Machine
+from raftkv.machine.machine import Machine, Worked
 from raftkv.machine.results import Applied
-from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, append_steps
 from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
+from raftkv.server.leading import Leading
+from raftkv.server.levels import check_known
 from raftkv.server.opening import Opened, open_files
-from raftkv.server.replica import Replica
+from raftkv.server.replica import Batch, Replica
 from raftkv.server.store import Done, StoreStats
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
@@ -45,8 +47,13 @@ from raftkv.server.upkeep import (
     UpkeepSettings,
 )
 from raftkv.server.watch import Watch, WatchSink, WatchSpec
+from raftkv.simulation.backups import SimBackups
 from raftkv.simulation.disk import SimDisk
+from raftkv.simulation.levels import SimLevels
+from raftkv.simulation.log_writer import LogWriter
+from raftkv.simulation.shrinking import Shrinking
 from raftkv.simulation.tables import SimTables
+from raftkv.simulation.transfers import Transfers
 from raftkv.simulation.witness import DurableLog, WitnessedWal
 from raftkv.simulation.world import SECOND_US, World
 from raftkv.storage.datadir import DataDir
@@ -59,8 +66,8 @@ if TYPE_CHECKING:
 DATA_DIRECTORY = "/raftkv"
 WALL_MS = 1_700_000_000_000
 """Wall clock at the beginning of time."""
-TRANSFER_PATIENCE_US = 3 * SECOND_US
-"""A snapshot transfer that does not move for so long has failed."""
+ASIDE_US_MAX = 300_000
+"""How long an apply takes that is done aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,8 @@ class MemberSettings:
     snapshot_catchup_entries: int = 20
     quota_bytes: int = 64 * MIB
     retention: Retention = KEEP_ALL
+    feature_level: int = FEATURE_LEVEL
+    """What the program knows that is started next, see `raftkv.server.levels`."""
     append_bytes_max: int = 64 * 1024
     inflight_messages_max: int = 16
     request_timeout_ms: int = 5_000
@@ -91,6 +100,8 @@ class MemberSettings:
     """How long the tables' change to a received snapshot may take."""
     clock_rate: float = 1.0
     """This member's clock against true time."""
+    archive_interval_ms: int = 0
+    """How often the log is archived; 0: never, and no bases are kept."""
     encode_messages: bool = False
     """Put every message through the wire format."""
 
@@ -123,6 +134,10 @@ class SimMember:
         self.wall_wrong_ms = self.world.random.randrange(-5_000, 5_000)
         self.life = 0
         """Counts the processes of this member."""
+        self.claimed: list[tuple[int, int]] = []
+        """What this member took for archived, as (first, last) indexes."""
+        self.newest_level = 0
+        """The highest feature level of a program that ever ran here."""
         self.up = False
         self.gone = False
         """Removed from the cluster; its process has ended for good."""
@@ -152,6 +167,8 @@ class SimMember:
             opened = self._open()
         except StorageError as error:
             self.failed_start = error
+            if isinstance(error, FormatError):
+                self.cluster.promises.seen["old program refused by its files"] += 1
             self.world.note(self.name, f"does not start: {error}")
             self.disk.crash()
             return False
@@ -160,40 +177,52 @@ class SimMember:
 
     def _open(self) -> Opened:
         data = DataDir.open(self.disk, DATA_DIRECTORY)
+        level = self.settings.feature_level
+        check_known(data.level, level, data.path)
         if data.identity is None:
             data.found(WalIdentity(self._founding.cluster_id, self.member_id))
-        return open_files(
+        opened = open_files(
             self.disk,
             data,
             founding=self._founding,
             found_new=self._founder,
             segment_bytes=self.settings.segment_bytes,
             tables=self.tables.open,
-            spawn=lambda job: self._later(self.world.random.randrange(5_000), job),
+            spawn=lambda job: self.later(self.world.random.randrange(5_000), job),
             log_class=WitnessedWal,
         )
+        check_known(opened.machine.level, level, data.path)
+        return opened
 
     def _take_up(self, opened: Opened) -> None:
         world, settings = self.world, self.settings
         self.up = True
         self.opened = opened
         self.machine: Machine = opened.machine
-        self._apply = self.machine.apply
-        self.machine.apply = self._applied  # type: ignore[method-assign]
+        self._work_out_entries = self.machine.work_out
+        self.machine.work_out = self._working_out  # type: ignore[method-assign]
+        self._adopt = self.machine.adopt
+        self.machine.adopt = self._adopted  # type: ignore[method-assign]
+        self._apply_config = self.machine.apply_config
+        self.machine.apply_config = self._configured  # type: ignore[method-assign, assignment]
+        self.newest_level = max(self.newest_level, settings.feature_level)
+        self.levels = SimLevels(self)
         self.cluster.invariants.started(self)
         wal = opened.wal
         check(isinstance(wal, WitnessedWal), "a simulated log has a witness")
         wal.witness = self.durable  # type: ignore[attr-defined]
-        self._queue: list[StorageWrite | Job] = []
-        self._steps: Iterator[Any] | None = None
-        self._syncing_since_ms: int | None = None
+        self._writer = LogWriter(self, wal, self._written)
         self._installing = False
-        self._copies = 0
+        self._aside = False
+        self.copies = 0
+        """Threads that read the tables: no image can take their place meanwhile."""
         self._snapshotting = False
+        self.shrinking: Shrinking | None = None
+        """The tables are being given back what space they do not need."""
         self._compacting = False
         self._waiting: dict[int, Done] = {}
         self._watches: dict[WatchSink, Watch] = {}
-        self._transfers: dict[int, _Transfer] = {}
+        self.transfers = Transfers(self)
         self._requests = 0
         self.node = RaftNode(
             RaftConfig(
@@ -219,7 +248,7 @@ class SimMember:
             request_timeout_ms=settings.request_timeout_ms,
             watches_max=1_000,
         )
-        self._upkeep = Upkeep(
+        self.upkeep = Upkeep(
             UpkeepSettings(
                 name=self.name,
                 client_urls=(f"http://{self.name}:2379",),
@@ -233,18 +262,21 @@ class SimMember:
             self.replica,
             opened,
             self.now_ms(),
-            lambda: self._syncing_since_ms,
+            lambda: self._writer.syncing_since_ms,
         )
+        self.backups = SimBackups(self)
+        self.leading = Leading(self.levels.told, self.replica)
         if world.story is not None:
             world.note(
                 self.name,
-                f"starts: term={self.node.term} log={self.node.first_index}.."
-                f"{self.node.last_index} applied={self.machine.applied_index}",
+                f"starts at level {self.levels.own}: term={self.node.term} "
+                f"log={self.node.first_index}..{self.node.last_index} "
+                f"applied={self.machine.applied_index}",
             )
         if self.node.conf.voters == (self.member_id,):
             self.deliver(self.node.campaign)
-        self._later(world.random.randrange(settings.tick_ms * 1000), self._tick)
-        self._later(world.random.randrange(SECOND_US), self._housekeeping)
+        self.later(world.random.randrange(settings.tick_ms * 1000), self._tick)
+        self.later(world.random.randrange(SECOND_US), self._housekeeping)
         self.wake()
 
     def crash(self, *, power: bool = False) -> None:
@@ -268,11 +300,7 @@ class SimMember:
         self.world.note(self.name, "stops")
         self.replica.close()
         try:
-            if self._steps is None:
-                self._steps = append_steps(self.opened.wal, self._queue)
-            for step in self._steps:
-                if step is Pause.FULL:
-                    break
+            self._writer.finish()
             self.opened.wal.close()
             self.opened.close(clean=True)
         except StorageError as error:
@@ -299,7 +327,7 @@ class SimMember:
             self.world.note(self.name, "goes on")
             backlog, self._backlog = self._backlog, []
             for callback, arguments in backlog:
-                self._later(0, callback, *arguments)
+                self.later(0, callback, *arguments)
 
     def _end(self) -> None:
         if not self.up:
@@ -320,7 +348,7 @@ class SimMember:
         self._end()
         self.cluster.died(self)
 
-    def _later(self, delay_us: int, callback: Callable[..., None], *arguments: Any) -> None:
+    def later(self, delay_us: int, callback: Callable[..., None], *arguments: Any) -> None:
         """Call within this process, if it is still there."""
         self.world.after(delay_us, self._fire, self.life, callback, arguments)
 
@@ -349,7 +377,7 @@ class SimMember:
 
     def propose(self, command: Command, done: Done) -> None:
         """As `Store.propose`."""
-        self._ask(done, lambda tracked: self.replica.propose(command, tracked))
+        self.ask(done, lambda tracked: self.replica.propose(command, tracked))
 
     def read(self, query: Callable[[Machine], Any], done: Done, *, serializable: bool) -> None:
         """done(query(machine)), linearizably or of what is here; or done(error)."""
@@ -370,22 +398,27 @@ class SimMember:
             else:
                 self.replica.read_index(confirmed)
 
-        self._ask(done, begin)
+        self.ask(done, begin)
 
     def keep_alive(self, lease: int, done: Done) -> None:
         """As `Store.keep_alive`."""
-        self._ask(done, lambda tracked: self.replica.keep_alive(lease, tracked))
+        self.ask(done, lambda tracked: self.replica.keep_alive(lease, tracked))
 
     def change_members(self, change: ConfigChange, attributes: list[Any], done: Done) -> None:
         """As `Replica.change_members`."""
-        self._ask(done, lambda tracked: self.replica.change_members(change, attributes, tracked))
+        self.ask(done, lambda tracked: self.replica.change_members(change, attributes, tracked))
 
-    def watch(self, spec: WatchSpec, sink: WatchSink) -> None:
-        """As `Store.watch`; a refusal comes by `sink.closed`."""
+    def watch(
+        self,
+        spec: WatchSpec,
+        sink: WatchSink,
+        through: Callable[[WatchSpec, WatchSink], Watch] | None = None,
+    ) -> None:
+        """As `Store.watch`, or by what stands before it; a refusal comes by `sink.closed`."""
 
         def begin() -> None:
             try:
-                self._watches[sink] = self.replica.watch(spec, sink)
+                self._watches[sink] = (through or self.replica.watch)(spec, sink)
             except RaftkvError as refused:
                 sink.closed(refused)
 
@@ -414,7 +447,9 @@ class SimMember:
 
         self.deliver(ask)
 
-    def _ask(self, done: Done, begin: Callable[[Done], None]) -> None:
+    def ask(self, done: Done, begin: Callable[[Done], None]) -> None:
+        """begin(tracked) in the process that runs now; what it tells `tracked` goes to `done`,
+        unless the process ends before."""
         if not self.up:
             self.world.after(0, done, _not_there())
             return
@@ -428,11 +463,26 @@ class SimMember:
 
         self.deliver(begin, tracked)
 
-    def _applied(self, entries: Sequence[tuple[int, int, bytes]]) -> list[Applied]:
+    def _working_out(self, entries: Sequence[Batch], **how: Any) -> Worked:
+        if self.levels.own < FEATURE_LEVEL:
+            self.levels.check_known(entries)
+        worked = self._work_out_entries(entries, **how)
+        self._worked_entries = entries
+        return worked
+
+    def _adopted(self, worked: Worked) -> list[Applied]:
         """Every event of the cluster is seen here, at the first member that applies it."""
-        applied = self._apply(entries)
-        for entry in applied:
+        applied = self._adopt(worked)
+        for (index, _, data), entry in zip(self._worked_entries, applied, strict=True):
             self.cluster.happened(entry.events)
+            for listener in self.cluster.on_applied:
+                listener(index, data, entry)
+        self.cluster.promises.applied(self, applied)
+        return applied
+
+    def _configured(self, *arguments: Any) -> Applied:
+        applied = self._apply_config(*arguments)
+        self.cluster.promises.configured(applied)
         return applied
 
     @property
@@ -444,7 +494,7 @@ class SimMember:
 
     def wake(self) -> None:
         """See `Surroundings.wake`."""
-        self._later(self.world.below(self.settings.turn_us_max), self._turn)
+        self.later(self.world.below(self.settings.turn_us_max), self._turn)
 
     def now_ms(self) -> int:
         """See `Surroundings.now_ms`."""
@@ -460,13 +510,15 @@ class SimMember:
             self.cluster.invariants.told(self, message)
             if self.settings.encode_messages:
                 [message] = codec.decode_messages(codec.encode_messages([message]))
-            self._send(peer, "_receive", message)
+            self.to_peer(peer, "_receive", message)
 
     def send_frame(self, peer: int, kind: int, payload: bytes) -> bool:
         """See `Surroundings.send_frame`."""
-        return self._send(peer, "_receive_frame", kind, payload)
+        return self.to_peer(peer, "_receive_frame", kind, payload)
 
-    def _send(self, peer: int, method: str, *items: Any) -> bool:
+    def to_peer(self, peer: int, method: str, *items: Any) -> bool:
+        """Have a method of the peer called with this member's id and `items`; False: it is lost
+        for certain."""
         target = self.cluster.members.get(peer)
         if target is None:
             return False
@@ -474,14 +526,15 @@ class SimMember:
             self.member_id, peer, target.arrive, self.member_id, method, items
         )
         if not sent:
-            self._later(1_000, self._unreachable, peer)
+            self.later(1_000, self._unreachable, peer)
         return sent
 
     def arrive(self, source: int, method: str, items: tuple[Any, ...]) -> None:
         """Something from a peer, off the network."""
         if self._deaf and self.paused_until_us > self.world.now_us:
             return
-        self.deliver(getattr(self, method), source, *items)
+        if self.up and self.levels.admits(self.cluster.members[source]):
+            self.deliver(attrgetter(method)(self), source, *items)
 
     def _unreachable(self, peer: int) -> None:
         self.node.report_unreachable(peer)
@@ -494,44 +547,7 @@ class SimMember:
 
     def append(self, write: StorageWrite) -> None:
         """See `Surroundings.append`."""
-        self._queue.append(write)
-        self._begin_append()
-
-    def _begin_append(self) -> None:
-        if self._steps is None and self._queue:
-            self._steps = iter(())
-            self._later(self.world.below(self.settings.turn_us_max), self._append_taken)
-
-    def _append_taken(self) -> None:
-        items, self._queue = self._queue, []
-        self._steps = append_steps(self.opened.wal, items)
-        self._append_step()
-
-    def _append_step(self) -> None:
-        steps = self._steps
-        check(steps is not None, "a log that is written has steps left")
-        step = next(steps, None)  # type: ignore[arg-type]
-        if step is None:
-            self._steps = self._syncing_since_ms = None
-            self._begin_append()
-            return
-        self._upkeep.log_disk_full = step is Pause.FULL
-        self._syncing_since_ms = self.now_ms() if step is Pause.SYNC else None
-        if step is Pause.SYNC:
-            self._later(self._sync_us(), self._append_step)
-        elif step is Pause.FULL:
-            self._later(int(FULL_DISK_RETRY_SECONDS * SECOND_US), self._append_step)
-        else:
-            delay_us = self.world.below(self.settings.turn_us_max)
-            self._later(delay_us, self._written, step)
-            self._later(delay_us, self._append_step)
-
-    def _sync_us(self) -> int:
-        settings, world = self.settings, self.world
-        if settings.slow_sync and world.random.random() < settings.slow_sync:
-            world.faults["slow sync"] += 1
-            return world.below(settings.slow_sync_us_max)
-        return settings.sync_us_min + world.below(settings.sync_us_max - settings.sync_us_min + 1)
+        self._writer.add(write)
 
     def _written(self, written: Any) -> None:
         self.replica.written(written)
@@ -543,7 +559,7 @@ class SimMember:
     def removed(self) -> None:
         """See `Surroundings.removed`."""
         self.gone = True
-        self._later(0, self._leave)
+        self.later(0, self._leave)
 
     def _leave(self) -> None:
         self.world.note(self.name, "is removed, and ends")
@@ -554,49 +570,67 @@ class SimMember:
 
     def _turn(self) -> None:
         self.replica.turn()
-        if not self._snapshotting and not self._installing and self._upkeep.snapshot_due():
+        quiet = not self._snapshotting and self.shrinking is None and not self._installing
+        if quiet and self.upkeep.snapshot_due():
             self._snapshotting = True
             self._begin_copy()
         if self.machine.compaction_pending and not self._compacting:
             self._compacting = True
-            self._later(0, self._compact_slice)
+            self.later(0, self._compact_slice)
 
     def _tick(self) -> None:
         tick_us = int(self.settings.tick_ms * 1000 / self.settings.clock_rate)
-        self._later(tick_us, self._tick)
-        self._upkeep.tick(self.now_ms())
+        self.later(tick_us, self._tick)
+        self.upkeep.tick(self.now_ms())
 
     def _housekeeping(self) -> None:
-        self._later(int(HOUSEKEEPING_SECONDS * SECOND_US), self._housekeeping)
-        job = self._upkeep.housekeeping(self.now_ms())
+        self.later(int(HOUSEKEEPING_SECONDS * SECOND_US), self._housekeeping)
+        job = self.upkeep.housekeeping(self.now_ms())
         if job is not None:
-            self._queue.append(job)
-            self._begin_append()
+            self._writer.add(job)
+        last_index = self.node.last_index
+        self.leading.step()
+        self.cluster.promises.led(self, last_index)
+        if self.opened.data.outdated(self.machine.level):
+            self.later(self.world.random.randrange(50_000), self._note_level)
         self.wake()
 
+    def _note_level(self) -> None:
+        # What fails is tried again, as long as the former format is there.
+        with contextlib.suppress(StorageError):
+            self.opened.data.reformat(self.machine.level)
+
     def _compact_slice(self) -> None:
-        if self._upkeep.compact_slice():
-            self._later(int(COMPACT_PAUSE_SECONDS * SECOND_US), self._compact_slice)
+        if self.upkeep.compact_slice():
+            self.later(int(COMPACT_PAUSE_SECONDS * SECOND_US), self._compact_slice)
         else:
             self._compacting = False
 
     # -- snapshots -------------------------------------------------------------------------------
 
     def _begin_copy(self) -> None:
-        self._copies += 1
+        self.copies += 1
         make = self.opened.begin_snapshot()
-        self._later(self.world.random.randrange(50_000), self._copied, make)
+        self.later(self.world.random.randrange(50_000), self._copied, make)
 
     def _copied(self, make: Callable[[], SnapshotInfo]) -> None:
-        self._copies -= 1
+        self.copies -= 1
         try:
             info = make()
         except DiskFullError:
-            self._later(10 * SECOND_US, self._snapshot_over)
+            self.later(10 * SECOND_US, self._snapshot_over)
             return
-        self._queue.append(self._upkeep.snapshot_made(info))
-        self._begin_append()
+        self.backups.before_release(self._release, info)
+
+    def _release(self, info: SnapshotInfo) -> None:
+        self._writer.add(self.upkeep.snapshot_made(info))
         self._snapshot_over()
+
+    def shrink(self) -> None:
+        """As `Store.shrink`, unless that goes on already."""
+        if self.up and self.shrinking is None:
+            self.shrinking = Shrinking(self)
+            self.deliver(self.shrinking.begin)
 
     def _snapshot_over(self) -> None:
         self._snapshotting = False
@@ -604,21 +638,41 @@ class SimMember:
     def install(self, meta: SnapshotMeta) -> None:
         """See `Surroundings.install`."""
         self._installing = True
-        self._later(self.world.random.randrange(1_000), self._stage, meta)
+        self.later(self.world.random.randrange(1_000), self._stage, meta)
 
     def _stage(self, meta: SnapshotMeta) -> None:
-        if self._copies:
-            self._later(10_000, self._stage, meta)
+        if self.copies:
+            self.later(10_000, self._stage, meta)
             return
         self.opened.stage_snapshot(meta)
-        self._later(self.world.below(self.settings.install_us_max), self._installed, meta)
+        self.later(self.world.below(self.settings.install_us_max), self._installed, meta)
 
     def _installed(self, meta: SnapshotMeta) -> None:
+        if self._aside:
+            self.later(10_000, self._installed, meta)
+            return
         self.opened.backend.install()
         self.machine.reload()
         self._installing = False
         self.world.note(self.name, f"installed the snapshot at {meta.index}")
         self.replica.installed(meta)
+
+    def apply_aside(self, entries: list[Batch]) -> None:
+        """See `Surroundings.apply_aside`."""
+        self._aside = True
+        self.later(self.world.random.randrange(ASIDE_US_MAX), self._work_out, entries)
+
+    def _work_out(self, entries: list[Batch]) -> None:
+        self._aside = False
+        worked = None
+        with contextlib.suppress(DiskFullError):
+            worked = self.machine.work_out(entries)
+        self.replica.worked_out(worked)
+
+    @property
+    def tables_busy(self) -> bool:
+        """Whether the tables are being copied or replaced, so that no image can be taken in."""
+        return self._installing or self.copies > 0
 
     @property
     def installing(self) -> bool:
@@ -626,78 +680,13 @@ class SimMember:
         return self._installing or self.replica._installing > 0
 
     def send_snapshot(self, message: Message) -> None:
-        """See `Surroundings.send_snapshot`. Chunk by chunk, each waiting for the one before."""
-        peer, info = message.target, self.opened.snapshots.latest()
-        if info is None or message.snapshot is None or info.meta.index < message.snapshot.index:
-            self._later(0, self._snapshot_sent, peer, False)
-            return
-        self.world.note(self.name, f"sends the snapshot at {info.meta.index} to {peer}")
-        announced = replace(message, snapshot=info.meta)
-        transfer = self._transfers[peer] = _Transfer(announced, info)
-        self._send_chunk(peer, transfer, 0)
-        self._later(TRANSFER_PATIENCE_US, self._watch_transfer, peer, transfer, -1)
+        """See `Surroundings.send_snapshot`."""
+        self.transfers.send(message)
 
-    def _send_chunk(self, peer: int, transfer: _Transfer, offset: int) -> None:
-        try:
-            data, crc = self.opened.snapshots.read_chunk(
-                transfer.info, offset, self.settings.snapshot_chunk_bytes
-            )
-        except StorageError:
-            self._end_transfer(peer, transfer, False)
-            return
-        self._send(peer, "_take_chunk", transfer, offset, data, crc)
-
-    def _take_chunk(
-        self, source: int, transfer: _Transfer, offset: int, data: bytes, crc: int
-    ) -> None:
-        if self._installing or self._copies:
-            return
-        try:
-            receiver = self.opened.snapshots.receive(transfer.info)
-            receiver.write_chunk(offset, data, crc)
-            if receiver.complete:
-                receiver.finish()
-                self._send(source, "_chunk_taken", transfer, -1)
-                self.replica.receive(source, [transfer.message])
-                return
-        except PeerError:
-            receiver = self.opened.snapshots.receive(transfer.info)
-        except DiskFullError:
-            return
-        self._send(source, "_chunk_taken", transfer, receiver.offset)
-
-    def _chunk_taken(self, peer: int, transfer: _Transfer, offset: int) -> None:
-        if self._transfers.get(peer) is not transfer:
-            return
-        if offset < 0:
-            self._end_transfer(peer, transfer, True)
-        elif offset > transfer.offset:
-            transfer.offset = offset
-            self._send_chunk(peer, transfer, offset)
-
-    def _watch_transfer(self, peer: int, transfer: _Transfer, seen: int) -> None:
-        if self._transfers.get(peer) is not transfer:
-            return
-        if transfer.offset == seen:
-            self._end_transfer(peer, transfer, False)
-        else:
-            self._later(TRANSFER_PATIENCE_US, self._watch_transfer, peer, transfer, transfer.offset)
-
-    def _end_transfer(self, peer: int, transfer: _Transfer, delivered: bool) -> None:
-        if self._transfers.get(peer) is transfer:
-            del self._transfers[peer]
-        self._later(0, self._snapshot_sent, peer, delivered)
-
-    def _snapshot_sent(self, peer: int, delivered: bool) -> None:
+    def snapshot_sent(self, peer: int, delivered: bool) -> None:
+        """A transfer to `peer` has ended, one way or the other."""
         self.node.report_snapshot(peer, delivered)
         self.wake()
-
-
-@dataclass(slots=True, eq=False)
-class _Transfer:
-    message: Message
-    info: SnapshotInfo
-    offset: int = 0
 
 
 def _not_there() -> NoLeader:

@@ -9,6 +9,7 @@ from typing import Any
 from raftkv.simulation.cluster import SimCluster
 from raftkv.simulation.disk import DiskFaults
 from raftkv.simulation.member import SimMember
+from raftkv.simulation.operations import OPERATIONS, end_downgrade
 from raftkv.simulation.world import SECOND_US
 
 MEMBERS_MAX = 7
@@ -23,14 +24,16 @@ Fault = Callable[["Nemesis"], None]
 class Nemesis:
     """Breaks things at random moments until it is told to heal them.
 
-    `kinds` are names of `FAULTS`; `interval_us` is the mean time between two faults. No fault takes
-    more than Raft promises to survive: disks lose what was not synced, never what was.
+    `kinds` are names of `FAULTS` and `OPERATIONS`; `interval_us` is the mean time between two of
+    them. No fault takes more than Raft promises to survive: disks lose what was not synced, never
+    what was.
     """
 
     def __init__(self, cluster: SimCluster, kinds: Sequence[str], interval_us: int) -> None:
         self.cluster = cluster
         self.world = cluster.world
-        self._kinds = [(kind, FAULTS[kind]) for kind in kinds]
+        known = FAULTS | OPERATIONS
+        self._kinds = [(kind, known[kind]) for kind in kinds]
         self._interval_us = interval_us
         self._epoch = 0
         self._asked_members = False
@@ -53,6 +56,7 @@ class Nemesis:
             member.settings = replace(member.settings, slow_sync=0.0)
             if member.paused_until_us > world.now_us:
                 member.resume()
+            end_downgrade(member)
             cluster.restart(member)
 
     def _schedule(self) -> None:

@@ -9,7 +9,7 @@ numbered from 0. Everything but `Image.copy_to` is called by the one thread that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -55,6 +55,9 @@ class Writer(Reader, Protocol):
 
     def append(self, table: int, key: bytes, value: bytes) -> None:
         """As `put`; faster when `key` is greater than every key of the table."""
+
+    def put_many(self, table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """As `put` for each; much faster for very many, best in order of their keys."""
 
     def delete(self, table: int, key: bytes) -> bool:
         """Remove one row; whether there was one."""
@@ -116,6 +119,15 @@ class Backend(Protocol):
         Raises `DiskFullError` on entry, with nothing written, or `MapGrownError` at any point:
         nothing was written then either, and the same block will pass when run again.
         """
+
+    def hold(self) -> None:
+        """From here to `release` the next `write` may be made in another thread, beside reads.
+
+        It raises DiskFullError where it would have to grow the map. No other write meanwhile.
+        """
+
+    def release(self) -> None:
+        """See `hold`."""
 
     def pin(self) -> Image:
         """The committed state of this moment, to be copied beside the traffic."""

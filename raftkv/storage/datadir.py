@@ -15,14 +15,21 @@ durably, before this run is noted, and rebuilt from snapshot and log.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Callable
 from typing import Any, Final, TypeGuard
 
-from raftkv.errors import CorruptionError, FormatError, StorageError, check
-from raftkv.storage.disk import DIRECTORY_MODE, Disk, Lock, join, parent, read_file, replace_file
+from raftkv.errors import CorruptionError, FormatError, check
+from raftkv.storage.disk import (
+    DIRECTORY_MODE,
+    Disk,
+    Lock,
+    join,
+    make_durably,
+    read_file,
+    replace_file,
+)
 from raftkv.storage.frames import REPAIR, WalIdentity
 
 FORMAT_OLDEST: Final = 1
@@ -70,7 +77,7 @@ class DataDir:
         """
         fresh = not disk.exists(path)
         if not disk.exists(join(path, FORMAT_NAME)):
-            _make_durably(disk, path)
+            make_durably(disk, path)
         names = set(disk.list(path))
         if FORMAT_NAME not in names and not _left_by_us(disk, path, names):
             raise FormatError(
@@ -232,28 +239,6 @@ class DataDir:
 
 def _is_id(text: object) -> TypeGuard[str]:
     return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
-
-
-def _make_durably(disk: Disk, path: str) -> None:
-    """Make the folder and what is missing above it, each durable before the next one is made.
-
-    So at most the deepest one that is there already is not durable yet, if an earlier start was
-    cut short behind its making.
-    """
-    missing: list[str] = []
-    deepest = path
-    while not disk.exists(deepest) and deepest != parent(deepest):
-        missing.append(deepest)
-        deepest = parent(deepest)
-    try:
-        disk.sync_directory(parent(deepest))
-    except StorageError as error:
-        # We cannot have made it in a folder that we may not even read.
-        if error.facts.get("errno") not in (errno.EACCES, errno.EPERM):
-            raise
-    for folder in reversed(missing):
-        disk.make_directory(folder)
-        disk.sync_directory(parent(folder))
 
 
 def _left_by_us(disk: Disk, path: str, names: set[str]) -> bool:

@@ -324,6 +324,28 @@ def parent(path: str) -> str:
     return os.path.dirname(path) or "."
 
 
+def make_durably(disk: Disk, path: str) -> None:
+    """Make the folder and what is missing above it, each durable before the next one is made.
+
+    So at most the deepest one that is there already is not durable yet, if an earlier start was
+    cut short behind its making.
+    """
+    missing: list[str] = []
+    deepest = path
+    while not disk.exists(deepest) and deepest != parent(deepest):
+        missing.append(deepest)
+        deepest = parent(deepest)
+    try:
+        disk.sync_directory(parent(deepest))
+    except StorageError as error:
+        # We cannot have made it in a folder that we may not even read.
+        if error.facts.get("errno") not in (errno.EACCES, errno.EPERM):
+            raise
+    for folder in reversed(missing):
+        disk.make_directory(folder)
+        disk.sync_directory(parent(folder))
+
+
 def read_file(disk: Disk, path: str, bytes_max: int) -> bytes:
     """The whole of a small file; more than `bytes_max` bytes raise `StorageError`."""
     file = disk.open(path)

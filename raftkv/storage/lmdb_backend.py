@@ -24,7 +24,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -61,6 +61,8 @@ LAYERS_NAME: Final = b"layers"
 _MAGIC_OFFSET: Final = 16
 _MAGIC: Final = (0xBEEFC0DE).to_bytes(4, "little")
 _SLICE: Final = overflow.SLICE_BYTES
+_MANY: Final = 4
+"""Rows from which on a cursor of their own is worth it."""
 
 Row = tuple[bytes, bytes]
 
@@ -166,6 +168,15 @@ class LmdbWriter:
         """See `Writer.append`."""
         if len(key) > _SLICE or not self._put(key, value, True, True, True, self._dbs[table]):
             self.put(table, key, value)
+
+    def put_many(self, table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """See `Writer.put_many`."""
+        if len(keys) < _MANY or max(map(len, keys)) > _SLICE:
+            for key, value in zip(keys, values, strict=True):
+                self.put(table, key, value)
+            return
+        with self._txn.cursor(self._dbs[table]) as cursor:
+            cursor.putmulti(zip(keys, values, strict=True))
 
     def delete(self, table: int, key: bytes) -> bool:
         """See `Writer.delete`."""
@@ -351,6 +362,14 @@ class LmdbBackend:
         with LmdbReader(self._env, self._dbs, self._layers) as reader:
             return reader.get(table, key)
 
+    def hold(self) -> None:
+        """See `Backend.hold`. As while a copy is made: the map's size must not change."""
+        self._copying += 1
+
+    def release(self) -> None:
+        """See `Backend.release`."""
+        self._copying -= 1
+
     def pin(self) -> LmdbImage:
         """See `Backend.pin`. Pins every page freed from now on until the copy is made, so the
         file may grow by what is written meanwhile."""
@@ -467,7 +486,7 @@ class LmdbBackend:
         if isinstance(error, lmdb.MapFullError):
             if self._copying:
                 raise DiskFullError(
-                    f"{path}: full while a snapshot is being copied", path=path
+                    f"{path}: full while its size cannot change", path=path
                 ) from error
             self._grow()
             raise MapGrownError(f"{path}: was full, has grown to {self._map_bytes}") from error

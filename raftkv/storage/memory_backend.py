@@ -7,7 +7,7 @@ is still open while a write begins, or when a table is written under an iterator
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from struct import Struct
 from types import TracebackType
 from typing import Any, Final
@@ -116,6 +116,11 @@ class MemoryWriter(MemoryReader):
         """See `Writer.append`."""
         self.put(table, key, value)
 
+    def put_many(self, table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """See `Writer.put_many`."""
+        for key, value in zip(keys, values, strict=True):
+            self.put(table, key, value)
+
     def delete(self, table: int, key: bytes) -> bool:
         """See `Writer.delete`."""
         old = self._tables[table].pop(key, None)
@@ -217,6 +222,12 @@ class MemoryBackend:
         """One row."""
         value: bytes | None = self._tables[table].get(key)
         return value
+
+    def hold(self) -> None:
+        """See `Backend.hold`."""
+
+    def release(self) -> None:
+        """See `Backend.release`."""
 
     def pin(self) -> MemoryImage:
         """See `Backend.pin`."""

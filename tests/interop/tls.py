@@ -3,8 +3,8 @@ grpc-js, and curl.
 
     python -m tests.interop.tls [--size 1|3]
 
-etcdctl runs every scenario of `tests.interop.etcdctl`, and with access control on, where the common
-name of its certificate is its user. grpc-js runs over clear text, too. curl speaks HTTP/1.1 and
+etcdctl acts as users that the common names of its certificates name; every one of its scenarios is
+in `tests.interop.etcdctl --secure`. grpc-js runs over clear text, too. curl speaks HTTP/1.1 and
 HTTP/2. Needs node and npm, curl, and what `tests.interop.peers` needs.
 """
 
@@ -24,20 +24,13 @@ from typing import Final
 from raftkv.server.tls.files import TlsFiles
 from tests.interop.etcdctl import Ctl, compare
 from tests.interop.peers import ROOT, etcd_programs, node_modules, real_etcd
+from tests.interop.security import etcdctl_flags as flags
 from tests.support.certificates import Pki
 from tests.support.processes import Cluster, running
 
 GRPC_JS: Final = ("@grpc/grpc-js@1.13.4", "@grpc/proto-loader@0.7.15")
 DESCRIPTORS: Final = ROOT / "raftkv/api/etcd/proto/descriptors.binpb"
 PUTS: Final = 200
-
-
-def flags(files: TlsFiles) -> tuple[str, ...]:
-    """etcdctl's. Hashing passwords takes etcd seconds on a busy machine."""
-    return (
-        f"--cacert={files.ca}", f"--cert={files.cert}", f"--key={files.key}",
-        "--command-timeout=25s", "--dial-timeout=20s",
-    )  # fmt: skip
 
 
 def identity(ctl: Ctl, pki: Pki) -> None:
@@ -141,8 +134,7 @@ def with_etcdctl(program: Path, cluster: Cluster, etcd_port: int, folder: Path, 
     def identities(ctl: Ctl) -> None:
         identity(ctl, pki)
 
-    differing = compare(program, cluster.urls, theirs, folder, (), given)
-    differing += compare(program, cluster.urls, theirs, folder, (identities,), given)
+    differing = compare(program, cluster.urls, theirs, folder, (identities,), given)
     refusals(program, cluster.urls[0], pki, folder)
     return differing
 

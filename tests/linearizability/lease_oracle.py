@@ -205,5 +205,5 @@ def _is_of_now(request: Request) -> bool:
 
 
 def _tells_gone(operation: Operation) -> bool:
-    # As `lease_not_found`, or as "requested lease not found".
-    return "lease" in operation.error
+    # As `lease_not_found`, or as "requested lease not found"; who may not renew it learns nothing.
+    return "lease" in operation.error and "permission" not in operation.error

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
+from raftkv.limits import FEATURE_LEVEL, MIB
 from tests.model.test_watch_model import test_watch_properties as watch_properties
 from tests.mutations.catalogue import Bench
-from tests.simulation.profile import draw
+from tests.simulation.profile import draw, in_operation
+from tests.simulation.rights import Rights
 from tests.simulation.run import run_seed
 from tests.simulation.shrinking import run_shrinking
 from tests.simulation.workload import Mix
@@ -39,12 +41,42 @@ def _reads(seed: int) -> None:
     run_seed(seed, profile=profile)
 
 
+def _rights(seed: int) -> None:
+    mix = Mix(clients=3, keys=4, think_us=40_000, watchers=3, lockers=0)
+    mix.weights.update({"transaction": 30, "compare-and-swap": 30, "compact": 1})
+    profile = draw(seed)
+    settings = {
+        member_id: replace(one, quota_bytes=64 * MIB, feature_level=FEATURE_LEVEL)
+        for member_id, one in profile.settings.items()
+    }
+    profile = replace(
+        profile,
+        settings=settings,
+        faults=("clog", "kill", "leader isolated", "partition", "pause", "transfer"),
+        fault_interval_us=1_000_000,
+        mix=mix,
+        fault_seconds=40,
+        rights=Rights(
+            certified=(seed % 2 == 0, seed % 3 == 0, False), change_us=200_000, switched=True
+        ),
+    )
+    run_seed(seed, profile=profile)
+
+
+def _operation(seed: int) -> None:
+    profile = draw(seed)
+    clients = replace(profile.mix, clients=6, think_us=50_000, lockers=0, watchers=1)
+    run_seed(seed, profile=replace(in_operation(seed, profile), mix=clients, fault_seconds=40))
+
+
 RUNS: dict[Bench, Callable[[int], object]] = {
     Bench.GROUP: _group,
     Bench.WATCHES: watch_properties,
     Bench.SIMULATION: run_seed,
     Bench.READS: _reads,
     Bench.SHRINKING: run_shrinking,
+    Bench.RIGHTS: _rights,
+    Bench.OPERATION: _operation,
 }
 """Each takes a seed and raises when anything is not as promised."""
 

@@ -27,6 +27,10 @@ class Bench(Enum):
     """The same, with nothing but one much used key and leaders that lose touch."""
     SHRINKING = "shrinking"
     """The same, with voters that are removed while their leader loses touch."""
+    RIGHTS = "rights"
+    """The same, with users whose rights keep changing while they use them."""
+    OPERATION = "operation"
+    """The same, with upgrades, quotas, archives and new members, and few faults."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Mutation:
 
     name: str
     trap: int
+    """0: of none of them."""
     story: str
     edits: tuple[Edit, ...]
     benches: tuple[Bench, ...]
@@ -47,7 +52,7 @@ class Mutation:
 
 
 _G, _W, _S, _R = Bench.GROUP, Bench.WATCHES, Bench.SIMULATION, Bench.READS
-_H = Bench.SHRINKING
+_H, _A, _O = Bench.SHRINKING, Bench.RIGHTS, Bench.OPERATION
 _CORE = "raftkv.consensus.core:Core"
 _LOG = "raftkv.consensus.log:RaftLog"
 _REPLICA = "raftkv.server.replica:Replica"
@@ -260,7 +265,7 @@ _ALL = (
         "applied-index-apart", 11,
         "What an entry changed and how far entries were applied go to the tables in two "
         "transactions; a crash between them applies entries twice (etcd#13766).",
-        (Edit("raftkv.machine.machine:Machine.apply",
+        (Edit("raftkv.machine.machine:Machine.work_out",
               "        try:\n            draft.save()\n",
               "    with self._tables.write() as writer:\n"
               "        draft.put_row = writer.put\n"
@@ -337,6 +342,133 @@ _ALL = (
               "if len(events) >= events_max:"),),
         (_W, _S), 200,
         "tests/unit/test_machine_apply.py::test_history_never_splits_a_revision",
+    ),
+    # ---- access control ----------------------------------------------------------------------
+    Mutation(
+        "conditions-unjudged", 17,
+        "The conditions of a transaction tell of keys that their asker may not read.",
+        (Edit("raftkv.machine.access:_txn_of",
+              "in compares:", "in ():"),),
+        (_A, _S), 5,
+        "tests/unit/test_machine_access.py::test_the_whole_effect_tree_is_seen",
+    ),
+    Mutation(
+        "rules-of-the-gate", 17,
+        "A command takes effect though the rules that it was judged by are others by then "
+        "(etcd#14571).",
+        (Edit("raftkv.machine.auth:check_guard",
+              "if auth_revision != auth.revision:", "if False:"),),
+        (_A, _S), 20,
+        "tests/unit/test_machine_auth.py::test_a_decision_counts_only_under_the_rules_it_was_made_by",
+    ),
+    Mutation(
+        "unguarded-applied", 17,
+        "What a member took before it heard that access control is on takes effect after it is.",
+        (Edit("raftkv.machine.apply:apply_command",
+              "elif draft.guarded and command[0] not in _WITHOUT_GUARD:", "elif False:"),),
+        (_A, _S), 50,
+        "tests/unit/test_machine_auth.py::"
+        "test_the_log_takes_no_unguarded_command_while_access_control_is_on",
+    ),
+    Mutation(
+        "read-judged-once", 17,
+        "A read that waited for its turn is answered by the rights of when it was asked.",
+        (Edit("raftkv.api.callers:Caller._confirmed",
+              "self._machine.auth is not auth", "False"),),
+        (_A, _S), 0,
+        "tests/unit/test_api_auth_effects.py::"
+        "test_a_linearizable_read_is_judged_by_the_rules_it_reads_under",
+    ),
+    Mutation(
+        "watch-outlives-right", 17,
+        "A watch goes on after the right to it is taken back.",
+        (Edit("raftkv.api.callers:review",
+              "watch.close(refused)", "pass"),),
+        (_A, _S), 5,
+        "tests/unit/test_api_auth_effects.py::"
+        "test_a_watch_ends_before_the_first_event_it_may_no_longer_show",
+    ),
+    Mutation(
+        "token-outlives-password", 17,
+        "A token that was given out for the old password goes on after the new one is set.",
+        (Edit("raftkv.machine.auth:AuthState.counts",
+              "max(found.since, self.since) <= auth_revision", "self.since <= auth_revision"),),
+        (_A, _S), 5,
+        "tests/unit/test_api_auth_login.py::test_what_ends_a_token_ends_it_at_once",
+    ),
+    # ---- operation ---------------------------------------------------------------------------
+    Mutation(
+        "space-alarm-ignored", 0,
+        "A put is applied although the cluster is out of space.",
+        (Edit("raftkv.machine.txn:check_put", "if draft.no_space:", "if False:"),),
+        (_O, _S), 10,
+        "tests/unit/test_machine_apply.py::test_a_full_store_refuses_what_grows_it",
+    ),
+    Mutation(
+        "space-alarm-stays", 0,
+        "Nobody takes the alarm back once there is space again.",
+        (Edit("raftkv.server.upkeep:Upkeep._watch_space",
+              "elif alarmed and not disk_full and used <= quota * SPACE_FREE_AT:",
+              "elif False:"),),
+        (_O, _S), 10,
+        "tests/unit/test_server_space.py::test_deletes_and_compaction_pass_and_the_alarm_goes_by_itself",
+    ),
+    Mutation(
+        "quota-not-enforced", 0,
+        "A write that passes the quota of a prefix is applied.",
+        (Edit("raftkv.machine.quotas:QuotaBook.check",
+              "if keys > 0 and 0 < quota.keys_max < quota.keys + keys:", "if False:"),),
+        (_O, _S), 10,
+        "tests/unit/test_machine_quotas.py::test_one_key_too_many_is_refused_and_changes_nothing",
+    ),
+    Mutation(
+        "restore-without-quotas", 0,
+        "A restore into the middle of a batch applies what a quota had refused. One of our own.",
+        (Edit("raftkv.machine.machine:Machine.apply_until",
+              "self._draft(writer)",
+              "Draft(writer, self._state, self._alarms, self.auth, self._counts)"),),
+        (_O,), 0,
+        "tests/unit/test_machine_quotas.py::test_a_restore_into_the_middle_of_a_batch_refuses_what_was_refused",
+    ),
+    Mutation(
+        "level-before-everybody", 0,
+        "A leader agrees on a level although it has not heard from every member.",
+        (Edit("raftkv.server.levels:proposal", "return None", "continue"),),
+        (_O, _S), 20,
+        "tests/unit/test_server_levels.py::test_a_level_is_agreed_once_every_member_has_told_one",
+    ),
+    Mutation(
+        "level-not-asked", 0,
+        "What came with a level is proposed before the level is agreed.",
+        (Edit("raftkv.server.levels:check_agreed", "if agreed < level:", "if False:"),),
+        (_O, _S), 20,
+        "tests/simulation/test_operations.py::test_what_came_with_a_level_waits_for_the_last_upgrade",
+    ),
+    Mutation(
+        "promoted-while-behind", 0,
+        "A learner is promoted that does not hold what was committed a second ago.",
+        (Edit("raftkv.server.promotions:Promotions.due", "and peer.match >= goal", ""),),
+        (_O, _S), 0,
+        "tests/unit/test_server_levels.py::test_a_learner_has_caught_up_when_it_holds_what_was_committed_a_look_ago",
+    ),
+    Mutation(
+        "shrink-loses-a-table", 0,
+        "A table is not in the copy that takes the tables' place. The state hash is a row of "
+        "another one, so it does not tell.",
+        (Edit("raftkv.storage.memory_backend:MemoryTwin.__init__",
+              "[SortedDict(rows) for rows in tables]",
+              "[SortedDict(rows if table != 8 else ()) for table, rows in enumerate(tables)]"),),
+        (_O, _S), 5,
+        "tests/simulation/test_operations.py::test_shrinking_changes_nothing_but_the_space",
+    ),
+    Mutation(
+        "archive-skips-an-entry", 0,
+        "A piece of the archive begins one entry after the end of the one before.",
+        (Edit("raftkv.server.archiver:Archiver.wrote",
+              "self.archived = piece.name.last_index",
+              "self.archived = piece.name.last_index + 1"),),
+        (_O, _S), 10,
+        "tests/unit/test_server_backups.py::test_every_revision_can_be_had_again",
     ),
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from tests.linearizability.translation import command, end_of, told
 def ask(member: SimMember, request: Request, done: Done, once: bytes | None = None) -> None:
     """Send a request to a member; `done` gets the machine's result or an error."""
     if isinstance(request, Range):
-        member.read(_query(request), done, serializable=request.serializable)
+        member.read(query(request), done, serializable=request.serializable)
     elif isinstance(request, KeepAlive):
         member.keep_alive(request.lease, done)
     else:
@@ -33,7 +33,8 @@ def outcome(result: Any) -> tuple[Outcome, Answer | None, str]:
     return Outcome.OK, told(result), ""
 
 
-def _query(request: Range) -> Callable[[Machine], RangeResult]:
+def query(request: Range) -> Callable[[Machine], RangeResult]:
+    """What a read asks the machine."""
     return lambda machine: machine.range(
         request.start,
         end_of(request.end),

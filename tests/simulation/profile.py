@@ -6,11 +6,13 @@ Each seed takes only some kinds of fault (swarm testing): what is always on hide
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raftkv.buggify import POINTS
 from raftkv.simulation import LinkSettings, MemberSettings
 from raftkv.simulation.nemesis import FAULTS
+from tests.simulation.operations import draw_operation
+from tests.simulation.rights import Rights, draw_rights
 from tests.simulation.workload import Mix
 
 _SIZES = (1, 2, 3, 3, 3, 3, 4, 5, 5)
@@ -29,6 +31,7 @@ class Profile:
     buggify: dict[str, float]
     mix: Mix
     fault_seconds: int
+    rights: Rights | None = None
     told: str = field(default="", compare=False)
 
     def settings_of(self, member_id: int) -> MemberSettings:
@@ -40,6 +43,7 @@ def draw(seed: int) -> Profile:
     """The profile of a seed."""
     chance = random.Random(f"profile {seed}")
     size = chance.choice(_SIZES)
+    operation = draw_operation(seed, size)
     common = {
         "segment_bytes": chance.choice((8, 16, 64)) * 1024,
         "snapshot_log_bytes": chance.choice((2, 8, 32, 1000)) * 1024,
@@ -57,7 +61,9 @@ def draw(seed: int) -> Profile:
     # No clock is fast: a lease would end early by the true time that its holders are judged by.
     slow = chance.choice((0, 0.02))
     settings = {
-        member_id: MemberSettings(**common, clock_rate=1 - slow * chance.random())
+        member_id: MemberSettings(
+            **common, **operation.of(member_id), clock_rate=1 - slow * chance.random()
+        )
         for member_id in range(size + 1)
     }
     rough = chance.random() < 0.6
@@ -76,7 +82,7 @@ def draw(seed: int) -> Profile:
         size=size,
         settings=settings,
         links=links,
-        faults=faults,
+        faults=(*faults, *operation.kinds),
         fault_interval_us=chance.choice((300_000, 1_000_000, 3_000_000)),
         buggify={point: chance.choice((0.01, 0.1)) for point in points if chance.random() < 0.25},
         mix=Mix(
@@ -87,4 +93,16 @@ def draw(seed: int) -> Profile:
             lockers=chance.choice((0, 0, 1, 2)),
         ),
         fault_seconds=chance.choice((30, 60, 90, 150)),
+        rights=draw_rights(seed),
     )
+
+
+def in_operation(seed: int, profile: Profile) -> Profile:
+    """A profile with much of what operation brings and few faults, for what is seldom otherwise."""
+    operation = draw_operation(seed, profile.size, busy=True)
+    settings = {
+        member_id: replace(settings, **operation.of(member_id))
+        for member_id, settings in profile.settings.items()
+    }
+    faults = ("kill", "partition", "clog", "slow disk", *operation.kinds)
+    return replace(profile, settings=settings, faults=faults, fault_interval_us=500_000)

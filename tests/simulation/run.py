@@ -45,11 +45,22 @@ from tests.linearizability.lease_oracle import LeaseEnd, check_leases
 from tests.linearizability.lock_oracle import check_locks
 from tests.linearizability.translation import key_record
 from tests.linearizability.watch_oracle import check_watches
+from tests.simulation.operations import enlarge, free_space, short_of_space
 from tests.simulation.profile import Profile, draw
+from tests.simulation.restoring import check_restores
+from tests.simulation.rights import GuardedDoor
 from tests.simulation.workload import Workload
 from tests.support.commit import commit
 
 SEEDS_THAT_SEE_ALL: Final = 20
+SEEDS_THAT_SEE_OPERATION: Final = 150
+SEEN_OF_OPERATION: Final = (
+    "NOSPACE alarm", "NOSPACE alarm cleared", "write refused for want of space",
+    "delete while out of space", "quota set", "write refused by a quota", "level agreed",
+    "old program refused by a peer", "old program refused by its files", "shrunk", "base",
+    "learner promoted", "learner promoted by the leader", "piece of the archive", "restore",
+)  # fmt: skip
+"""See `raftkv.simulation.promises`."""
 LIVENESS_SECONDS: Final = 120
 """Simulated time within which a healed cluster must agree and serve. Leases, time-outs of five
 seconds and snapshot transfers that are given up after three take their part of it."""
@@ -78,6 +89,8 @@ class Result:
     watch_events: int = 0
     entries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    """What operations brought, see `raftkv.simulation.promises`."""
     digest: str = ""
 
     def add(self, other: Result) -> None:
@@ -88,6 +101,7 @@ class Result:
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults.update(other.faults)
+        self.seen.update(other.seen)
 
 
 def run_seed(seed: int, *, story: bool = False, profile: Profile | None = None) -> Result:
@@ -102,7 +116,11 @@ class _Run:
         self.world = World(seed, story=story)
         self.cluster = SimCluster(self.world, profile.size, settings=profile.settings_of)
         self.cluster.network.settings = profile.links
-        self.workload = Workload(self.cluster, profile.mix)
+        rights = profile.rights
+        self.guarded = (
+            None if rights is None else GuardedDoor(self.cluster, rights, profile.mix.clients)
+        )
+        self.workload = Workload(self.cluster, profile.mix, self.guarded)
         self.nemesis = Nemesis(self.cluster, profile.faults, profile.fault_interval_us)
 
     def run(self) -> Result:
@@ -121,6 +139,8 @@ class _Run:
         self.world.note("world", f"seed {self.seed}: {self.profile}")
         self.cluster.start()
         self.workload.start()
+        if self.guarded is not None:
+            self.guarded.start()
         self.nemesis.start()
         self.world.run(self.profile.fault_seconds)
 
@@ -128,12 +148,26 @@ class _Run:
         self.nemesis.heal()
         self.world.run(3)
         self.workload.stop()
+        if self.guarded is not None:
+            self.guarded.stop()
         self._until("every request has an outcome", lambda: self.workload.open == 0)
         self._until("one leader, and equal logs and states", self._agreed)
+        if short_of_space(self._living()):
+            self._make_space()
         for member in self._living():
             self._fresh_write(member)
         self._until("one leader, and equal logs and states", self._agreed)
         self.world.run(2)
+        self._until("one leader, and equal logs and states", self._agreed)
+
+    def _make_space(self) -> None:
+        """Alarms end by themselves once there is space again."""
+        for _ in range(3):
+            free_space(self.workload)
+            self.world.run(3)
+        if short_of_space(self._living()):
+            enlarge(self._living())
+        self._until("there is space", lambda: not short_of_space(self._living()))
         self._until("one leader, and equal logs and states", self._agreed)
 
     def _living(self) -> list[SimMember]:
@@ -198,8 +232,13 @@ class _Run:
         )
         violations += check_leases(operations, self._lease_ends())
         violations += check_locks(workload.holdings, workload.effects)
-        if violations:
-            self._fail("\n\n".join(map(str, violations[:3])))
+        wrong = [str(one) for one in violations]
+        if self.guarded is not None:
+            self.guarded.oracle.compare(machine)
+            wrong += self.guarded.oracle.violations
+        if wrong:
+            self._fail("\n\n".join(wrong[:3]))
+        check_restores(self.cluster, self.seed)
 
     def _lease_ends(self) -> list[LeaseEnd]:
         """The leases that ran out, and when, from the events that the members applied."""
@@ -251,6 +290,7 @@ class _Run:
             ),
             entries=self.cluster.invariants.committed_index,
             faults=+faults,
+            seen=+self.cluster.promises.seen,
             digest=world.digest(),
         )
 
@@ -305,6 +345,7 @@ def summary(total: Result, seconds: float) -> dict[str, Any]:
         "watch_events": total.watch_events,
         "log_entries": total.entries,
         "faults": dict(sorted(total.faults.items())),
+        "seen": dict(sorted(total.seen.items())),
         "seconds": round(seconds),
     }
 
@@ -319,7 +360,11 @@ def blind_spots(total: Result) -> list[str]:
         "log entries": total.entries,
         "checks of the invariants": total.checks,
         "faults": sum(total.faults.values()),
+        "changes of rights": total.faults["rules changed"],
+        "requests that were denied a right": total.faults["right denied"],
     }
+    if total.seeds >= SEEDS_THAT_SEE_OPERATION:
+        seen |= {name: total.seen[name] for name in SEEN_OF_OPERATION}
     return [name for name, count in seen.items() if not count]
 
 
@@ -328,13 +373,17 @@ def show(total: Result, seconds: float) -> None:
     console = Console()
     table = Table(title="Simulation", show_header=False)
     for name, value in summary(total, seconds).items():
-        if name != "faults":
+        if name not in ("faults", "seen"):
             table.add_row(name.replace("_", " "), f"{value:,}" if value != commit() else value)
     faults = Table("fault", "injected")
     for kind, count in sorted(total.faults.items()):
         faults.add_row(kind, f"{count:,}")
+    seen = Table("of operations", "seen")
+    for kind, count in sorted(total.seen.items()):
+        seen.add_row(kind, f"{count:,}")
     console.print(table)
     console.print(faults)
+    console.print(seen)
 
 
 def tell_failure(seed: int) -> None:

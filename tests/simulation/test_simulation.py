@@ -12,8 +12,16 @@ import pytest
 
 from raftkv.buggify import POINTS, buggify
 from raftkv.simulation.nemesis import FAULTS
+from raftkv.simulation.operations import OPERATIONS
 from tests.simulation.profile import draw
-from tests.simulation.run import Result, SimulationFailure, blind_spots, run_seed
+from tests.simulation.run import (
+    SEEDS_THAT_SEE_OPERATION,
+    SEEN_OF_OPERATION,
+    Result,
+    SimulationFailure,
+    blind_spots,
+    run_seed,
+)
 from tests.simulation.shrinking import run_shrinking
 
 
@@ -35,13 +43,30 @@ def test_a_watch_that_cannot_be_recorded_fails_its_seed(monkeypatch: pytest.Monk
         run_seed(7)
 
 
+_FAULTS = Counter({"kill": 1, "rules changed": 1, "right denied": 1})
+
+
 def test_a_bench_that_saw_nothing_is_not_content() -> None:
     all_seen = Result(
-        seeds=50, answered=1, watch_events=1, entries=1, checks=1, faults=Counter(kill=1)
-    )
+        seeds=50, answered=1, watch_events=1, entries=1, checks=1,
+        faults=_FAULTS,
+    )  # fmt: skip
     assert blind_spots(all_seen) == []
     assert blind_spots(replace(all_seen, watch_events=0)) == ["watch events"]
     assert blind_spots(replace(all_seen, seeds=1, watch_events=0)) == []
+
+
+def test_a_bench_that_saw_no_operation_is_not_content() -> None:
+    seen = Counter(dict.fromkeys(SEEN_OF_OPERATION, 1))
+    all_seen = Result(
+        seeds=SEEDS_THAT_SEE_OPERATION, answered=1, watch_events=1, entries=1, checks=1,
+        faults=_FAULTS, seen=seen,
+    )  # fmt: skip
+    assert blind_spots(all_seen) == []
+    for name in SEEN_OF_OPERATION:
+        without = Counter({other: 1 for other in seen if other != name})
+        assert blind_spots(replace(all_seen, seen=without)) == [name]
+        assert blind_spots(replace(all_seen, seeds=50, seen=without)) == []
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -71,7 +96,7 @@ def test_every_kind_of_fault_and_every_point_is_drawn() -> None:
         profile = draw(seed)
         faults.update(profile.faults)
         points.update(profile.buggify)
-    assert faults.keys() == FAULTS.keys() and points.keys() == POINTS.keys()
+    assert faults.keys() == FAULTS.keys() | OPERATIONS.keys() and points.keys() == POINTS.keys()
 
 
 def test_outside_a_simulation_nothing_rare_happens() -> None:

@@ -6,9 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raftkv.errors import Compacted, InvariantViolation, OutcomeUnknown, RaftkvError
+from raftkv.errors import (
+    Compacted,
+    InvalidAuthToken,
+    InvariantViolation,
+    OutcomeUnknown,
+    PermissionDenied,
+    RaftkvError,
+)
 from raftkv.machine.events import Event
 from raftkv.machine.records import USER_KEYS
+from raftkv.server.store import Done
 from raftkv.server.watch import WatchSpec
 from raftkv.simulation import SimCluster, SimMember
 from raftkv.simulation.world import SECOND_US
@@ -32,6 +40,7 @@ from tests.linearizability.history import (
 from tests.linearizability.lock_oracle import Effect, Holding
 from tests.linearizability.translation import key_record
 from tests.simulation import doors
+from tests.simulation.rights import GuardedDoor
 
 LOCK, GUARD = b"a-lock", b"a-guard"
 """The key that is the lock, and the key that only its holder may write."""
@@ -70,8 +79,9 @@ class Mix:
 class Workload:
     """Clients and watchers on a cluster. `history` and `watch_logs` are what the checkers get."""
 
-    def __init__(self, cluster: SimCluster, mix: Mix) -> None:
+    def __init__(self, cluster: SimCluster, mix: Mix, guarded: GuardedDoor | None = None) -> None:
         self.cluster = cluster
+        self.guarded = guarded
         self.world = cluster.world
         self.mix = mix
         self.history = History()
@@ -83,7 +93,7 @@ class Workload:
         self._leases = 0
         self._kinds = list(mix.weights)
         self._weights = list(mix.weights.values())
-        self._newest_revision = 1
+        self.newest_revision = 1
         self._clients = [_Client(self, number) for number in range(mix.clients)]
         self._watchers = [_Watcher(self) for _ in range(mix.watchers)]
         self._lockers = [_Locker(self, mix.clients + number) for number in range(mix.lockers)]
@@ -136,10 +146,26 @@ class Workload:
         call.send()
         self.world.after(CLIENT_PATIENCE_US, call.give_up)
 
+    def ask(
+        self, client: int, member: SimMember, request: Request, done: Done, once: bytes | None
+    ) -> None:
+        """Put a request to a member, as whoever the client is."""
+        if self.guarded is None:
+            doors.ask(member, request, done, once)
+        else:
+            self.guarded.ask(client, member, request, done, once)
+
+    def watch(self, member: SimMember, spec: WatchSpec, sink: _Sink) -> None:
+        """Begin a watch at a member, as somebody."""
+        if self.guarded is None:
+            member.watch(spec, sink)
+        else:
+            self.guarded.watch(member, spec, sink)
+
     def saw(self, result: Any) -> None:
         """Remember how far the store is, for reads at older revisions and for compaction."""
         revision = getattr(result, "revision", 0)
-        self._newest_revision = max(self._newest_revision, revision)
+        self.newest_revision = max(self.newest_revision, revision)
 
     def draw(self) -> Request:
         """The next request of some client, other than those about leases."""
@@ -163,9 +189,9 @@ class Workload:
             case "transaction":
                 return self._transaction()
             case "compact":
-                return Compact(max(1, self._newest_revision - chance.randrange(30)))
+                return Compact(max(1, self.newest_revision - chance.randrange(30)))
             case "old revision":
-                revision = max(1, self._newest_revision - chance.randrange(40))
+                revision = max(1, self.newest_revision - chance.randrange(40))
                 return Range(*ALL_KEYS, revision=revision)
         return Grant(self.lease(), chance.choice((1, 2, 3, 8)))
 
@@ -173,7 +199,7 @@ class Workload:
         chance, key = self.world.random, self.key()
         swap = (Put(key, self.value(), want_previous=True),)
         if chance.random() < 0.5:
-            mod = chance.choice((0, self._newest_revision, self._newest_revision - 1))
+            mod = chance.choice((0, self.newest_revision, self.newest_revision - 1))
             return Txn((Compare(key, "mod", "=", mod),), swap, (Range(key),))
         version = chance.randrange(4)
         operator: Any = chance.choice(("=", ">", "<", "!="))
@@ -206,6 +232,7 @@ class _Call:
         self.over = False
         self.unsure = False
         """An earlier attempt may have happened."""
+        self.client = client
         self.token = workload.history.begin(client, request, workload.world.now_us)
         workload.open += 1
 
@@ -213,7 +240,9 @@ class _Call:
         workload = self.workload
         member = self.member or workload.member()
         delay_us = workload.world.random.randrange(2_000)
-        workload.world.after(delay_us, doors.ask, member, self.request, self._answered, self.once)
+        workload.world.after(
+            delay_us, workload.ask, self.client, member, self.request, self._answered, self.once
+        )
 
     def _answered(self, result: Any) -> None:
         self.workload.world.after(self.workload.world.random.randrange(2_000), self._hear, result)
@@ -228,6 +257,9 @@ class _Call:
             if self.unsure and isinstance(result, RaftkvError) and _transient(result):
                 self.workload.world.after(200_000, self._again)
                 return
+            if self.unsure and isinstance(result, PermissionDenied | InvalidAuthToken):
+                # The gate knows nothing of what went before.
+                outcome = Outcome.UNKNOWN
         self._end(outcome, answer, error, result)
 
     def _again(self) -> None:
@@ -408,18 +440,16 @@ class _Watcher:
         log = WatchLog(start, end, from_revision, chance.random() < 0.5, filters, [])
         workload.watch_logs.append(log)
         self.sink = _Sink(self, member, log, slow=chance.random() < 0.3)
-        member.watch(
-            WatchSpec(
-                USER_KEYS,
-                start,
-                end,
-                from_revision=from_revision,
-                puts="put" not in filters,
-                deletes="delete" not in filters,
-                prev=log.prev_kv,
-            ),
-            self.sink,
+        spec = WatchSpec(
+            USER_KEYS,
+            start,
+            end,
+            from_revision=from_revision,
+            puts="put" not in filters,
+            deletes="delete" not in filters,
+            prev=log.prev_kv,
         )
+        workload.watch(member, spec, self.sink)
         if chance.random() < 0.5:
             workload.world.after(chance.randrange(10 * SECOND_US), self.sink.leave)
 

@@ -76,11 +76,13 @@ class Pki:
         hosts: tuple[str, ...] = LOOPBACK,
         days: tuple[int, int] = (-1, 10),
         own: bool = False,
+        named: bool = True,
     ) -> TlsFiles:
         """A certificate with these usages, valid from and to days from now, perhaps signed by
-        itself."""
+        itself, perhaps without `name` as its common name."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        kind = NameOID.COMMON_NAME if named else NameOID.ORGANIZATION_NAME
+        subject = x509.Name([x509.NameAttribute(kind, name)])
         now = datetime.datetime.now(datetime.UTC)
         issuer_key = key if own else self.authority._key
         builder = (

@@ -15,7 +15,7 @@ from raftkv.consensus.node import RaftNode
 from raftkv.consensus.types import ConfState, Message, Role, SnapshotMeta, StorageWrite
 from raftkv.machine.cluster import MemberInfo
 from raftkv.machine.machine import Machine
-from raftkv.server.replica import Replica
+from raftkv.server.replica import Batch, Replica
 from raftkv.server.store import StoreStats
 from raftkv.storage.backend import MemoryBackend
 from raftkv.storage.disk import RealDisk
@@ -78,6 +78,7 @@ class Site:
             watches_max=1_000,
         )
         self.writes = []
+        self.asides: list[list[Batch]] = []
         self.down = False
 
     def crash(self) -> None:
@@ -114,6 +115,13 @@ class Site:
 
     def install(self, meta: SnapshotMeta) -> None:
         raise AssertionError("this rig sends no snapshots")
+
+    def apply_aside(self, entries: list[Batch]) -> None:
+        self.asides.append(entries)
+
+    def work_out_aside(self) -> None:
+        """Finish the apply that was begun aside."""
+        self.replica.worked_out(self.replica.machine.work_out(self.asides.pop()))
 
     def members_changed(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +73,10 @@ class _View:
         assert not rows or rows.peekitem()[0] < key
         self.put(table, key, value)
 
+    def put_many(self, table: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        for key, value in zip(keys, values, strict=True):
+            self.put(table, key, value)
+
     def delete(self, table: int, key: bytes) -> bool:
         self._note(table, key)
         return self.owner.tables[table].pop(key, None) is not None
@@ -90,11 +94,15 @@ class Driver:
 
     def __init__(self, tables: Any = None) -> None:
         self.tables = MemoryTables() if tables is None else tables
-        self.machine = Machine(self.tables)
+        self.machine = self.opened()
         self.log: list[tuple[int, int, bytes]] = []
         self.term = 1
         self.now_ms = 1_000
         self.applied: Applied | None = None
+
+    def opened(self) -> Machine:
+        """A machine over the tables as they are; of few keys it makes many blocks."""
+        return Machine(self.tables, block_rows=1)
 
     def entry(self, *commands: Command) -> tuple[int, int, bytes]:
         index = self.machine.applied_index + 1

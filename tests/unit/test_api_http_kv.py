@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from raftkv.api.http import kv
 from raftkv.errors import NoLeader, OutcomeUnknown
 from raftkv.limits import HTTP_BODY_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX
 from raftkv.server.local import LocalStore
@@ -164,7 +165,7 @@ async def test_cursors_are_for_their_query_only() -> None:
         assert late.status == 410 and late.json["oldest_revision"] == 5
 
 
-async def test_ranges_and_their_forms() -> None:
+async def test_ranges_and_their_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as served:
         await fill(served, 5)
         page = await served.call("GET", "/api/kv?start=k0001&end=k0003")
@@ -175,6 +176,9 @@ async def test_ranges_and_their_forms() -> None:
         count = await served.call("GET", "/api/kv?prefix=k000&count_only=1")
         assert count.json["count"] == 5 and count.json["items"] == []
         assert (await served.call("GET", "/api/kv?count_only=1")).json["count"] == 5
+        monkeypatch.setattr(kv, "EXAMINE_ROWS", 2)
+        count = await served.call("GET", "/api/kv?prefix=k000&count_only=1&reverse=1")
+        assert count.json["count"] == 5
         old = await served.call("GET", "/api/kv?revision=3")
         assert old.json["count"] == 2 and old.json["revision"] == 3
         assert (await served.call("GET", "/api/kv?end=k0002")).json["count"] == 2

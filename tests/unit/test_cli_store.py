@@ -203,6 +203,9 @@ def test_the_cluster(run: Run, door: Door, tmp_path: Path) -> None:
     members = parsed(run("member", "list"))["members"]
     assert members[0]["leader"] is True
     assert "leads" in run("leader", "transfer", "local", "-o", "table").stdout
+    assert members[0]["member_id"].startswith("0")
+    as_etcd_shows_it = members[0]["member_id"].lstrip("0")
+    assert "leads" in run("leader", "transfer", as_etcd_shows_it, "-o", "table").stdout
     assert "raftkv member list" in run("member", "remove", "nobody", code=3).stderr
     shrunk = parsed(run("shrink", "--cluster"))["members"]
     assert [one["endpoint"] for one in shrunk] == [door.url] and shrunk[0]["after_bytes"]

@@ -145,6 +145,8 @@ async def test_long_ranges_are_read_in_slices_at_one_revision(client: EtcdClient
     answer = await client.Range(key=b"p/", range_end=b"p0", sort_order=2, limit=FIRST_SLICE_ROWS)
     assert answer.kvs[0].key == b"p/%06d" % (total - 1)
     assert (len(answer.kvs), answer.count, answer.more) == (FIRST_SLICE_ROWS, total, True)
+    answer = await client.Range(key=b"p/", range_end=b"p0", sort_order=2, count_only=True)
+    assert (len(answer.kvs), answer.count) == (0, total)
     answer = await client.Range(key=b"p/", range_end=b"p0", count_only=True)
     assert answer.count == total
     merged = ETCD.message("etcdserverpb.RangeResponse")()

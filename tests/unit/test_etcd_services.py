@@ -68,6 +68,41 @@ async def test_keep_alives_are_answered_in_order(client: EtcdClient) -> None:
     assert answers[0].header.member_id == 7
 
 
+async def test_keep_alives_of_a_stream_are_judged_by_rules_that_came_later(
+    client: EtcdClient,
+) -> None:
+    await client.LeaseGrant(ID=5, TTL=100)
+    method, request = client.method("LeaseKeepAlive")
+    call = method()
+    for _ in range(20):
+        await call.write(request(ID=5))
+    assert [(await call.read()).TTL for _ in range(20)] == [100] * 20
+    await client.UserAdd(name="root", password="p")
+    await client.RoleAdd(name="root")
+    await client.UserGrantRole(user="root", role="root")
+    await client.AuthEnable()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.write(request(ID=5))
+        await call.read()
+    assert caught.value.details() == "etcdserver: user name is empty"
+
+
+async def test_many_leases_are_kept_alive_under_odd_encodings(client: EtcdClient) -> None:
+    """Requests are remembered by their bytes, of which there may be many for one lease."""
+    await client.LeaseGrant(ID=5, TTL=100)
+    path = "/etcdserverpb.Lease/LeaseKeepAlive"
+    _, request = client.method("LeaseKeepAlive")
+    answer = ETCD.message("etcdserverpb.LeaseKeepAliveResponse")
+    call = client.channel.stream_stream(path, None, answer.FromString)
+    asked = [
+        b"\x08\x05", b"\x08\x85\x00", b"", b"\x08\x07\x08\x05",
+        b"\x08\x05\x7a\x20" + bytes(32), request(ID=-1).SerializeToString(),
+    ] * 3  # fmt: skip
+    answers = [got async for got in call(iter(asked))]
+    expected = [(5, 100), (5, 100), (0, 0), (5, 100), (5, 100), (-1, 0)] * 3
+    assert [(got.ID, got.TTL) for got in answers] == expected
+
+
 # ---- cluster, maintenance, auth
 
 

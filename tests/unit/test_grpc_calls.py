@@ -503,6 +503,63 @@ def test_messages_of_a_stream_in_order_and_its_end() -> None:
     assert peer.answer(peer.read(), 1)[1]["grpc-status"] == "0"
 
 
+def test_messages_that_come_together_are_taken_together() -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(peer.headers(1, fields("/t.T/Sink")) + peer.headers(3, fields("/t.T/Sink")))
+    call, other = log.streams
+    runs: list[list[bytes]] = []
+    call.on_run = runs.append
+    sent = [b"%04d" % n for n in range(50)]
+    frames_of_one = [data(1, framed(m)) for m in sent]
+    peer.send(b"".join(frames_of_one))
+    assert runs == [sent]
+    # Of other streams, flags and sizes nothing is mixed in, and what is cut waits for its rest.
+    peer.send(
+        b"".join(frames_of_one[:3]) + data(3, framed(b"else")) + data(1, framed(b"longer"))
+        + b"".join(frames_of_one[3:5]) + frames_of_one[5][:-1]
+    )  # fmt: skip
+    peer.send(frames_of_one[5][-1:] + data(1, framed(b"last"), END_STREAM))
+    assert [m for run in runs[1:] for m in run] == [*sent[:3], b"longer", *sent[3:6]]
+    assert log.seen == [b"else", b"last", "end"]
+    assert other.credit == call.credit - len(framed(b"else")) + len(
+        b"".join([framed(m) for m in (*sent, *sent[:6], b"longer", b"last")])
+    )
+
+
+def test_messages_that_straddle_frames_alike_come_out_whole() -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(peer.headers(1, fields("/t.T/Sink")))
+    (call,) = log.streams
+    runs: list[list[bytes]] = []
+    call.on_run = runs.append
+    body = b"".join(framed(b"%03d" % n) for n in range(250))
+    assert len(body) % 20 == 0
+    peer.send(b"".join(data(1, body[at : at + 20]) for at in range(0, len(body), 20)))
+    assert [m for run in runs for m in run] == [b"%03d" % n for n in range(250)]
+    call.pause()
+    peer.send(b"".join(data(1, framed(b"%d" % n)) for n in range(5)))
+    assert len(runs) == 1
+    call.resume()
+    assert log.seen == [b"0", b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("too_many", [0, 1, 40])
+def test_frames_alike_are_held_to_the_window(too_many: int) -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(peer.headers(1, fields("/t.T/Sink")))
+    (call,) = log.streams
+    call.pause()
+    part = data(1, framed(bytes(195)))
+    whole = limits.HTTP2_STREAM_WINDOW_BYTES // 200
+    found = peer.send(part * (whole + too_many))
+    assert resets_of(found) == ({1: ErrorCode.FLOW_CONTROL_ERROR} if too_many else {})
+    if not too_many:
+        assert call.credit == limits.HTTP2_STREAM_WINDOW_BYTES - whole * 200
+
+
 def test_a_stream_cut_inside_a_message() -> None:
     log = Log()
     peer = Peer(echo_server(log))

@@ -273,3 +273,18 @@ def _passes(after: tuple[int, int], before: tuple[int, int], limit: tuple[int, i
         most and new > most and new > old
         for new, old, most in zip(after, before, limit, strict=True)
     )
+
+
+def test_a_restore_into_the_middle_of_a_batch_refuses_what_was_refused() -> None:
+    """Quotas were left out of it: a write that no member had taken came to life in the restore."""
+    driver = Driver()
+    driver.do(quota_set(PREFIX, b"app/", 1, 0))
+    machine = driver.machine
+    data = c.encode_batch(
+        1, 1, 1, [c.put(b"app/a", b""), c.put(b"app/b", b""), c.put(b"c", b""), c.put(b"d", b"")]
+    )
+    revision = machine.revision + 2
+    machine.apply_until(machine.applied_index + 1, 1, c.stamp_batch(data, 1), revision)
+    kept = [record.key for record in machine.range(b"", b"").records]
+    assert (machine.revision, kept) == (revision, [b"app/a", b"c"])
+    assert usage(machine) == {(PREFIX, b"app/"): (1, 5)}

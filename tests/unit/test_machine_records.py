@@ -9,11 +9,13 @@ from raftkv.machine.events import Event
 from raftkv.machine.records import (
     CAUSE_EXPIRED,
     DELETE,
+    HEADER,
     NO_POSITION,
+    POSITION,
     PUT,
     Record,
+    Tombstones,
     put_record,
-    tombstone_record,
     without_value,
 )
 from raftkv.machine.wire import varint, varint_size
@@ -76,13 +78,18 @@ def test_a_put_is_the_key_value_message(
 
 
 def test_a_deletion_carries_key_and_revision_only() -> None:
-    raw, wire = tombstone_record(1, b"gone", CAUSE_EXPIRED, (300, 2), b"i" * 12, b"p" * 12)
+    live, _ = put_record(1, b"gone", b"v", 9, 7, (8, 1), 2, b"i" * 12, NO_POSITION)
+    raw = Tombstones(300, CAUSE_EXPIRED).make(b"\1gone", live, b"\0\0\0\2")
+    wire = Record(raw).wire
     assert parse(wire) == {1: b"gone", 3: 300}
     event = Event.of(raw)
     assert (event.kind, event.cause, event.revision, event.sub) == (DELETE, CAUSE_EXPIRED, 300, 2)
     assert (event.keyspace, event.key, event.lease, event.deleted) == (1, b"gone", 0, True)
     assert parse(event.wire) == {1: 1, 2: wire}
     assert event.record.deleted
+    fields = HEADER.unpack_from(raw)
+    assert fields[3:9] == (0, 300, 2, 0, 0, b"i" * 12)
+    assert fields[9:] == (POSITION.pack(8, 1), 4, len(raw), 0)
     assert event.record.cause == CAUSE_EXPIRED
 
 
@@ -102,6 +109,6 @@ def test_equality_is_about_what_a_caller_sees() -> None:
     assert Event.of(first) != first
     assert "mod=2" in repr(Record(first))
     assert "PUT 2.0" in repr(Event.of(first))
-    gone, _ = tombstone_record(0, b"k", 0, (3, 0), b"a" * 12, NO_POSITION)
+    gone = Tombstones(3, 0).make(b"\0k", first, bytes(4))
     assert "deleted" in repr(Record(gone))
     assert "DELETE 3.0" in repr(Event.of(gone))

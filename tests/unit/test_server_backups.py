@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -18,7 +19,8 @@ from raftkv.server.membership import change_context
 from raftkv.server.opening import Opened, open_member
 from raftkv.server.point_in_time import Moment, choose, look
 from raftkv.server.store import StoreStats
-from raftkv.storage.archive import SegmentName, decode_segment, encode_segment
+from raftkv.simulation import SimDisk
+from raftkv.storage.archive import SegmentName, decode_segment, encode_segment, list_segments
 from raftkv.storage.backend import LmdbBackend
 from raftkv.storage.bases import BaseName, list_bases
 from raftkv.storage.disk import RealDisk
@@ -45,9 +47,11 @@ class Bench:
         self.keys: dict[int, int] = {}
         """Number of keys by revision."""
 
-    def restarted(self, *, keep: int = 2, bytes_max: int = 1 << 30) -> Backups:
+    def restarted(
+        self, *, keep: int = 2, bytes_max: int = 1 << 30, interval_ms: int = 60_000
+    ) -> Backups:
         settings = BackupSettings(
-            str(self.folder), 60_000, keep, str(self.folder), 10_000, bytes_max
+            str(self.folder), interval_ms, keep, str(self.folder), 10_000, bytes_max
         )
         return Backups(settings, self.opened, self.stats, self.take_snapshot, wall=lambda: self.now)
 
@@ -285,3 +289,39 @@ async def test_the_archive_keeps_its_bound(bench: Bench, tmp_path: Path) -> None
     sizes = [path.stat().st_size for path in bench.cluster.glob("log-*")]
     # One of the eight went with the base that made it needless.
     assert len(sizes) == 2 and bench.stats.archive_files_dropped == 5
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+async def test_whatever_is_pruned_the_newest_state_and_the_oldest_base_can_be_had(
+    bench: Bench, tmp_path: Path, keep: int
+) -> None:
+    """By the number of bases and, with an hour between them, by the bytes of the archive."""
+    await bench.backups.close()
+    bench.backups = bench.restarted(keep=keep, bytes_max=6_000, interval_ms=3_600_000)
+    for number in range(60):
+        bench.put("k" * 200, f"k{number}")
+        bench.now += 10
+        await bench.backups.step()
+        if number % 10 == 9:
+            machine = bench.restore(tmp_path / f"new-{number}", Moment())
+            assert machine.revision == bench.opened.machine.revision
+            assert machine.range(b"", b"").records == bench.opened.machine.range(b"", b"").records
+    bases = list_bases(RealDisk(), str(bench.cluster))
+    assert len(bases) == keep and bench.stats.backups_made > 3
+    if keep == 1:
+        # Then a base frees the archive before it is full.
+        assert bench.stats.archive_files_dropped == 0
+    assert sum(path.stat().st_size for path in bench.cluster.glob("log-*")) <= 6_000
+
+
+async def test_what_is_archived_outlives_a_power_cut(bench: Bench) -> None:
+    """The files were durable in a folder that was not."""
+    bench.put("a")
+    for seed in range(20):
+        disk = SimDisk(Random(seed))
+        settings = BackupSettings("", 0, 0, "/far/away", 10_000, 1 << 30)
+        backups = Backups(settings, bench.opened, bench.stats, bench.take_snapshot, disk=disk)
+        await backups.step()
+        await backups.close()
+        disk.power_cut()
+        assert list_segments(disk, f"/far/away/{bench.cluster.name}")

@@ -142,18 +142,18 @@ def test_it_is_said_early_and_once_that_space_runs_low(caplog: pytest.LogCapture
         world.run(0.5)
 
     number = 0
-    while member._upkeep.space.used_bytes < QUOTA * 0.75:
+    while member.upkeep.space.used_bytes < QUOTA * 0.75:
         put(number := number + 1)
-    assert not member._upkeep.space.low and "runs low" not in caplog.text
-    while member._upkeep.space.used_bytes < QUOTA * 0.85:
+    assert not member.upkeep.space.low and "runs low" not in caplog.text
+    while member.upkeep.space.used_bytes < QUOTA * 0.85:
         put(number := number + 1)
-    assert member._upkeep.space.low and not member.machine.alarms
+    assert member.upkeep.space.low and not member.machine.alarms
     assert caplog.text.count("space runs low") == 1
     member.propose(commands.delete(b"k", b"l"), lambda answer: None)
     world.run(0.5)
     member.propose(commands.compact(member.machine.revision), lambda answer: None)
     world.run(2)
-    assert not member._upkeep.space.low
+    assert not member.upkeep.space.low
     assert caplog.text.count("no longer low") == 1
 
 

@@ -101,6 +101,20 @@ def test_append_has_the_effect_of_put(backend: Backend) -> None:
     assert found[-1] == (b"\xff" * 600, b"long")
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 500])
+@pytest.mark.parametrize("tail", [b"", b"l" * 600], ids=["short", "long"])
+def test_put_many_has_the_effect_of_put(backend: Backend, count: int, tail: bytes) -> None:
+    with backend.write() as change:
+        change.put(2, b"00001" + tail, b"old")
+        keys = [b"%05d" % index + tail for index in range(count)]
+        # In any order, over what is there, and one key twice: the last value stays.
+        keys = keys[::-1] + keys[:1]
+        values = [b"%d" % index for index in range(len(keys))]
+        change.put_many(2, keys, values)
+    expected = {b"00001" + tail: b"old", **dict(zip(keys, values, strict=True))}
+    assert rows(backend, 2) == sorted(expected.items())
+
+
 def test_scans(backend: Backend) -> None:
     keys = [b"%03d" % index for index in range(50)]
     fill(backend, dict.fromkeys(keys, b"v"))
