@@ -44,9 +44,10 @@ SCHEDULE: tuple[tuple[float, str], ...] = (
     (0.14, "kill_leader"),
     (0.19, "restore_snapshot"),
     (0.25, "rolling_restart"),
-    (0.31, "fill_the_quota"),
-    (0.38, "replace"),
-    (0.44, "kill_leader"),
+    (0.31, "replace"),
+    (0.36, "kill_leader"),
+    (0.40, "transfer"),
+    (0.44, "fill_the_quota"),
     (0.50, "transfer"),
     (0.56, "rotate_authority"),
     (0.64, "restore_moment"),
@@ -56,7 +57,8 @@ SCHEDULE: tuple[tuple[float, str], ...] = (
     (0.87, "restore_snapshot"),
 )
 """When, as a share of the whole, and what. Nothing restarts in the second half, so that each
-process has half an hour in which its memory can be judged."""
+process has half an hour in which its memory can be judged; and each has by then met what needs most
+memory, filler in large values, so that a mark which that leaves in the allocator is no growth."""
 
 
 @dataclass(frozen=True, slots=True)
