@@ -87,14 +87,15 @@ class Shrinking:
 def contents(member: SimMember) -> Tables:
     """All rows of a member's tables, without how far its compaction is.
 
-    Nor what it calls a key and its record before: a key that comes again is a new one once compaction
-    has removed its end, which in the copy it may not have done yet.
+    Nor what it calls a key and its record before: a key that comes again is a new one once
+    compaction has removed its end, which in the copy it may not have done yet.
     """
     image = [dict(rows) for rows in member.opened.backend._tables]  # type: ignore[attr-defined]
     image[META].pop(COMPACTION_ROW, None)
     for table in (CURRENT, HISTORY):
-        for row, record in image[table].items():
-            image[table][row] = record[:KEY_ID_AT] + record[LENGTHS_AT:]
+        image[table] = {
+            row: record[:KEY_ID_AT] + record[LENGTHS_AT:] for row, record in image[table].items()
+        }
     key_id_bytes = KEY_ID_END - KEY_ID_AT
     image[VERSIONS] = {row[key_id_bytes:] + place: b"" for row, place in image[VERSIONS].items()}
     return image
