@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop suites soak scale bench clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop suites secure soak scale bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,15 @@ suites: $(STAMP)  ## the suites of etcd's Python clients, and a watch over leade
 	$(BIN)/python -m tests.interop.suites --size 1
 	$(BIN)/python -m tests.interop.suites --size 3
 	$(BIN)/python -m tests.interop.failover
+
+secure: $(STAMP)  ## the same on three members with mTLS everywhere and users; twenty minutes
+	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS) --secure
+	$(BIN)/python -m tests.interop.differential --operations $(OPERATIONS) --json --secure
+	$(BIN)/python -m tests.interop.cli --secure
+	$(BIN)/python -m tests.interop.etcdctl --secure
+	$(BIN)/python -m tests.interop.tls --size 3
+	$(BIN)/python -m tests.interop.suites --secure
+	$(BIN)/python -m tests.interop.failover --secure
 
 HOURS ?= 1
 soak: $(STAMP)  ## new seeds for HOURS=1; a failure says how to repeat it

@@ -343,10 +343,11 @@ def apply_role_delete(draft: Draft, command: list[Any]) -> AuthResult:
     _delete(draft, _ROLE, name)
     roles = {other: role for other, role in auth.roles.items() if other != name}
     users = dict(auth.users)
-    for user in auth.users.values():
-        if name in user.roles:
-            users[user.name] = _without(user, name)
-            _write_user(draft, users[user.name])
+    # The hash covers the order, which must not be that in which this member came to know them.
+    for user in sorted(auth.users):
+        if name in users[user].roles:
+            users[user] = _without(users[user], name)
+            _write_user(draft, users[user])
     return _adopt(draft, auth.changed(users=users, roles=roles))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from raftkv.errors import StorageError, TooManyRequests, violated
 from raftkv.limits import SHRINK_CATCH_UP_SECONDS
 from raftkv.machine.machine import COMPACTION_ROW
+from raftkv.machine.records import KEY_ID_AT, KEY_ID_END, LENGTHS_AT
 from raftkv.machine.tables import CURRENT, HISTORY, META, VERSIONS
 from raftkv.server.shrink import PAUSE_SECONDS, Shrink
 from raftkv.simulation.world import SECOND_US
@@ -84,7 +85,17 @@ class Shrinking:
 
 
 def contents(member: SimMember) -> Tables:
-    """All rows of a member's tables, without how far its compaction is."""
+    """All rows of a member's tables, without how far its compaction is.
+
+    Nor what it calls a key and its record before: a key that comes again is a new one once
+    compaction has removed its end, which in the copy it may not have done yet.
+    """
     image = [dict(rows) for rows in member.opened.backend._tables]  # type: ignore[attr-defined]
     image[META].pop(COMPACTION_ROW, None)
+    for table in (CURRENT, HISTORY):
+        image[table] = {
+            row: record[:KEY_ID_AT] + record[LENGTHS_AT:] for row, record in image[table].items()
+        }
+    key_id_bytes = KEY_ID_END - KEY_ID_AT
+    image[VERSIONS] = {row[key_id_bytes:] + place: b"" for row, place in image[VERSIONS].items()}
     return image

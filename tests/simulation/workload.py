@@ -282,6 +282,7 @@ class _Call:
 def _transient(error: RaftkvError) -> bool:
     return isinstance(error, OutcomeUnknown) or error.code in (
         "no_leader", "not_leader", "leadership_lost", "stopping", "too_many_requests",
+        "auth_revision_old",
     )  # fmt: skip
 
 

@@ -74,6 +74,21 @@ def enabled() -> Ruled:
 # ---- etcd's rules ----------------------------------------------------------------------------
 
 
+def test_the_end_of_a_role_hashes_alike_however_its_users_became_known() -> None:
+    driver = Driver()
+    driver.do(ac.role_add("r"))
+    for user in ("u1", "u0"):
+        driver.do(ac.user_add(user, HASH))
+        driver.do(ac.user_grant(user, "r"))
+    restarted = Driver()
+    restarted.machine.apply(driver.log)
+    restarted.machine.reload()
+    entry = driver.entry(ac.role_delete("r"))
+    for machine in (driver.machine, restarted.machine):
+        machine.apply([entry])
+    assert driver.machine.state_hash == restarted.machine.state_hash
+
+
 def test_enabling_needs_root_with_its_role() -> None:
     driver = Ruled()
     assert driver.machine.auth.revision == 1 and not driver.machine.auth.enabled

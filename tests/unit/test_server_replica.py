@@ -69,26 +69,6 @@ def test_one_member_answers_a_put_with_its_own_result(make_rig: MakeRig) -> None
 
 @pytest.mark.parametrize("first", ["put", "read", "keep-alive", "refused"])
 @pytest.mark.parametrize("then", ["put", "read", "keep-alive", "lease time"])
-def test_what_finds_the_map_full_is_applied_in_the_next_turn(
-    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig = make_rig(1)
-    site = rig.leader()
-    machine = site.replica.machine
-    work_out, refused = machine.work_out, []
-
-    def full_once(*entries: Any, **how: Any) -> Any:
-        if not refused:
-            refused.append(entries)
-            raise MapGrownError("was full, has grown")
-        return work_out(*entries, **how)
-
-    monkeypatch.setattr(machine, "work_out", full_once)
-    answers = rig.propose(site, commands.put(b"k", b"v"))
-    rig.settle()
-    assert refused and isinstance(answers[0], PutResult) and value(site, b"k") == b"v"
-
-
 def test_what_an_answer_leads_to_waits_for_no_tick(
     make_rig: MakeRig, first: str, then: str
 ) -> None:
@@ -109,6 +89,26 @@ def test_what_an_answer_leads_to_waits_for_no_tick(
     asks[first](lambda _: asks[then](heard.append))
     rig.settle()
     assert len(heard) == 1
+
+
+def test_what_finds_the_map_full_is_applied_in_the_next_turn(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(1)
+    site = rig.leader()
+    machine = site.replica.machine
+    work_out, refused = machine.work_out, []
+
+    def full_once(*entries: Any, **how: Any) -> Any:
+        if not refused:
+            refused.append(entries)
+            raise MapGrownError("was full, has grown")
+        return work_out(*entries, **how)
+
+    monkeypatch.setattr(machine, "work_out", full_once)
+    answers = rig.propose(site, commands.put(b"k", b"v"))
+    rig.settle()
+    assert refused and isinstance(answers[0], PutResult) and value(site, b"k") == b"v"
 
 
 def test_nothing_is_answered_before_the_log_is_durable(make_rig: MakeRig) -> None:
