@@ -73,7 +73,7 @@ interop: $(STAMP)  ## held against real etcd and its tools; five minutes
 	$(BIN)/python -m tests.interop.cli
 	$(BIN)/python -m tests.interop.etcdctl --size 1
 	$(BIN)/python -m tests.interop.etcdctl --size 3
-	$(BIN)/python -m tests.interop.perf
+	$(BIN)/python -m tests.interop.perf --small
 
 suites: $(STAMP)  ## the suites of etcd's Python clients, and a watch over leader kills; a quarter of an hour
 	$(BIN)/python -m tests.interop.suites --size 1
