@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop suites secure soak scale bench clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop suites secure soak soak-members scale bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,6 +92,10 @@ secure: $(STAMP)  ## the same on three members with mTLS everywhere and users; t
 HOURS ?= 1
 soak: $(STAMP)  ## new seeds for HOURS=1; a failure says how to repeat it
 	$(BIN)/python -m tests.simulation.run --hours $(HOURS) --first $$(date +%s)
+
+MINUTES ?= 3
+soak-members: $(STAMP)  ## everything at once on three real members; MINUTES=60 for the hour
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 scale: $(STAMP)  ## ten thousand services, a million keys; some minutes
 	$(BIN)/python -m tests.scale.services
