@@ -24,7 +24,7 @@ class _Abandoned(Exception):
 
 
 class Aside:
-    """See the module. Everything is called on the loop that owns the member."""
+    """See the module. All but `close` is called on the loop that owns the member."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, machine: Machine, backend: Backend) -> None:
         self._loop = loop

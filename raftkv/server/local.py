@@ -91,25 +91,24 @@ class LocalStore:
         self._answer(done, self._stopping())
 
     def keep_alive(self, lease: int, done: Done) -> None:
-        held = self._deadlines.get(lease)
-        if held is None:
+        ttl = self._renewed(lease)
+        if ttl is None:
             self._answer(done, LeaseNotFound(f"there is no lease {lease:016x}", lease=lease))
-            return
-        ttl = held[1]
-        self._deadlines[lease] = (self._loop.time() + ttl, ttl)
-        self.stats.keep_alives += 1
-        self._answer(done, self._stopping() or KeepAliveResult(lease, ttl))
+        else:
+            self._answer(done, self._stopping() or KeepAliveResult(lease, ttl))
 
     def keep_alives(self, leases: list[int], done: Done) -> None:
-        now = self._loop.time()
-        ttls: list[int | None] = []
-        for lease in leases:
-            held = self._deadlines.get(lease)
-            ttls.append(None if held is None else held[1])
-            if held is not None:
-                self._deadlines[lease] = (now + held[1], held[1])
-        self.stats.keep_alives += len(leases)
+        ttls = [self._renewed(lease) for lease in leases]
         self._answer(done, self._stopping() or ttls)
+
+    def _renewed(self, lease: int) -> int | None:
+        """Its TTL in seconds, which begins anew; None: there is no such lease."""
+        self.stats.keep_alives += 1
+        held = self._deadlines.get(lease)
+        if held is None:
+            return None
+        self._deadlines[lease] = (self._loop.time() + held[1], held[1])
+        return held[1]
 
     def lease_time(self, lease: int, done: Done) -> None:
         held = self._deadlines.get(lease)

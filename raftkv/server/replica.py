@@ -532,7 +532,7 @@ class Replica:
         """At the leader: refuse what would be wrong or unsafe."""
         if self._installing:
             # Consensus knows the members of the image, the tables still those before it.
-            raise _refusal(_TAKING_OVER)
+            raise NoLeader(_TAKING_OVER)
         check_change(change, self.node.status(), self.machine.members())
 
     @property

@@ -11,11 +11,14 @@ from raftkv.machine import commands
 from raftkv.machine.events import Event
 from raftkv.machine.results import Applied
 from raftkv.server.bootstrap import Founding, FoundingMember
+from raftkv.server.replica import Batch
 from raftkv.simulation.invariants import Invariants
 from raftkv.simulation.member import MemberSettings, SimMember
 from raftkv.simulation.network import SimNetwork
 from raftkv.simulation.promises import Promises
 from raftkv.simulation.world import SECOND_US, World
+
+OnApplied = Callable[[SimMember, Sequence[Batch], Sequence[Applied]], None]
 
 CLUSTER_ID = 0xC1
 RESTART_US_MAX = 2 * SECOND_US
@@ -42,8 +45,8 @@ class SimCluster:
         self.members: dict[int, SimMember] = {}
         self.events: list[tuple[int, Event]] = []
         """(moment, event): all that any member has applied, in order of revisions."""
-        self.on_applied: list[Callable[[int, bytes, Applied], None]] = []
-        """Called with (index, data, what it did) of every entry that any member applies."""
+        self.on_applied: list[OnApplied] = [self.promises.applied]
+        """Called with what a member applies at a time: itself, the entries, what each did."""
         self.restarting = True
         """Whether processes that ended by themselves are started again."""
         self._settings = settings

@@ -473,11 +473,10 @@ class SimMember:
     def _adopted(self, worked: Worked) -> list[Applied]:
         """Every event of the cluster is seen here, at the first member that applies it."""
         applied = self._adopt(worked)
-        for (index, _, data), entry in zip(self._worked_entries, applied, strict=True):
+        for entry in applied:
             self.cluster.happened(entry.events)
-            for listener in self.cluster.on_applied:
-                listener(index, data, entry)
-        self.cluster.promises.applied(self, applied)
+        for listener in self.cluster.on_applied:
+            listener(self, self._worked_entries, applied)
         return applied
 
     def _configured(self, *arguments: Any) -> Applied:

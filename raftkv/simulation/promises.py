@@ -20,6 +20,7 @@ from raftkv.machine.records import USER_KEYS
 from raftkv.machine.results import AlarmResult, Applied, MemberResult, QuotaResult
 
 if TYPE_CHECKING:
+    from raftkv.server.replica import Batch
     from raftkv.simulation.member import SimMember
 
 
@@ -46,7 +47,9 @@ class Promises:
         self._looks: dict[tuple[int, int], int] = {}
         """What was committed when a leader last looked after things, by (member, term)."""
 
-    def applied(self, member: SimMember, entries: Sequence[Applied]) -> None:
+    def applied(
+        self, member: SimMember, batches: Sequence[Batch], entries: Sequence[Applied]
+    ) -> None:
         """`member` has applied these."""
         if member.machine.level > member.levels.own:
             violated(

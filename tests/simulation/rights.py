@@ -25,7 +25,8 @@ from raftkv.machine.auth_commands import token_add
 from raftkv.machine.commands import Command
 from raftkv.machine.events import Event
 from raftkv.machine.records import USER_KEYS
-from raftkv.machine.results import TokenResult
+from raftkv.machine.results import Applied, TokenResult
+from raftkv.server.replica import Batch
 from raftkv.server.store import Done
 from raftkv.server.watch import WatchSink, WatchSpec
 from raftkv.simulation import SimCluster, SimMember
@@ -102,9 +103,12 @@ class GuardedDoor:
         self._trials = 0
         cluster.on_applied.append(self._applied)
 
-    def _applied(self, index: int, data: bytes, entry: Any) -> None:
+    def _applied(
+        self, member: SimMember, batches: Sequence[Batch], entries: Sequence[Applied]
+    ) -> None:
         before = len(self.oracle.periods)
-        self.oracle.applied(self.world.now_us, index, data, entry)
+        for (index, _, data), entry in zip(batches, entries, strict=True):
+            self.oracle.applied(self.world.now_us, index, data, entry)
         self.world.faults["rules changed"] += len(self.oracle.periods) - before
 
     # -- clients -----------------------------------------------------------------------------------

@@ -46,3 +46,18 @@ def test_the_log_is_forgotten_as_far_as_its_files_are_removed() -> None:
     )
     upkeep.snapshot_made(member.opened.begin_snapshot()())(member.opened.wal)
     assert member.opened.log.first_index() == first + 1
+
+
+def test_a_snapshot_that_waited_gives_way_to_a_newer_one() -> None:
+    """One that waits for the archive may be overtaken by one that the leader sends."""
+    world, _, member = cluster_of(1, snapshot_log_bytes=1 << 30, segment_bytes=8192)
+    upkeep, wal = member.upkeep, member.opened.wal
+    put_many(world, member, 20)
+    waiting = member.opened.begin_snapshot()()
+    put_many(world, member, 20)
+    newer = member.opened.begin_snapshot()()
+    upkeep.snapshot_made(newer)(wal)
+    first = member.opened.log.first_index()
+    upkeep.snapshot_made(waiting)(wal)
+    assert upkeep.snapshot_index == newer.meta.index > waiting.meta.index
+    assert member.opened.log.first_index() == first
