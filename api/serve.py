@@ -17,6 +17,7 @@ from raftkv.server import logs
 from raftkv.server.config import ServerConfig
 from raftkv.server.disaster import open_alone
 from raftkv.server.discovery import discovered
+from raftkv.server.heap import give_back_memory
 from raftkv.server.member import Member
 from raftkv.server.opening import open_member
 from raftkv.server.sd_notify import Notifier
@@ -33,6 +34,7 @@ def run(config: ServerConfig, on_started: Callable[[Member], None] | None = None
 
     Raises RaftkvError with a sentence for the operator when the member cannot start or go on.
     """
+    give_back_memory()
     if config.event_loop == "uvloop":
         import uvloop
 

@@ -214,6 +214,12 @@ TLS_RECORD_BYTES_MAX: Final = 16 * KIB  # RFC 8446, section 5.1
 TLS_RELOAD_SECONDS: Final = 1.0
 TLS_CAUSES_MAX: Final = 256
 
+# What the C library keeps of freed memory: heaps for threads, at the end of each, and from which
+# size on a block is mapped by itself and unmapped when it is freed.
+HEAP_ARENAS_MAX: Final = 2
+HEAP_KEPT_BYTES: Final = 2 * MIB
+HEAP_MAPPED_BYTES: Final = 1 * MIB
+
 # Watches.
 WATCHERS_MAX: Final = 100_000
 WATCH_HISTORY_BATCH_EVENTS: Final = 1_000
