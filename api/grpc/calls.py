@@ -76,9 +76,15 @@ class GrpcHead(RequestHead):
     counts: MethodCounts
 
     def __init__(self, head: RequestHead, server: GrpcServer) -> None:
-        for name in RequestHead.__slots__:
-            if name != "opens":
-                setattr(self, name, getattr(head, name))
+        self.fields = head.fields
+        self.prompt = head.prompt
+        self.oversized = head.oversized
+        self.method = head.method
+        self.scheme = head.scheme
+        self.path = head.path
+        self.authority = head.authority
+        self.content_length = head.content_length
+        self.malformed = head.malformed
         self.server = server
         self.encoding = 0
         self.timeout_seconds: float | None = None
@@ -88,23 +94,12 @@ class GrpcHead(RequestHead):
 
     def with_timeout(self, seconds: float) -> GrpcHead:
         """The same head with a deadline."""
-        head = GrpcHead.__new__(GrpcHead)
-        head.fields = self.fields
-        head.prompt = self.prompt
-        head.oversized = False
-        head.method = self.method
-        head.scheme = self.scheme
-        head.path = self.path
-        head.authority = self.authority
-        head.content_length = self.content_length
-        head.malformed = self.malformed
+        head = GrpcHead(self, self.server)
         head.opens = self.opens
-        head.server = self.server
         head.handler = self.handler
         head.counts = self.counts
         head.encoding = self.encoding
         head.timeout_seconds = seconds
-        head.message_bytes_max = self.message_bytes_max
         head.refusal = self.refusal
         head._metadata = self.metadata
         return head
@@ -120,9 +115,11 @@ class GrpcHead(RequestHead):
 class Refusal(Stream):
     """A request that is answered from its header section alone."""
 
-    __slots__ = ()
+    __slots__ = ("head",)
 
-    head: GrpcHead
+    def __init__(self, connection: ServerConnection, stream_id: int, head: GrpcHead) -> None:
+        super().__init__(connection, stream_id, head)
+        self.head = head
 
     def opened(self) -> None:
         self.connection.send_headers(self, self.head.refusal, end_stream=True)
@@ -137,12 +134,11 @@ class Refusal(Stream):
 class Call(Stream):
     """What unary and streaming calls share."""
 
-    __slots__ = ("_reader", "initial", "on_cancel")
-
-    head: GrpcHead
+    __slots__ = ("_reader", "head", "initial", "on_cancel")
 
     def __init__(self, connection: ServerConnection, stream_id: int, head: GrpcHead) -> None:
         super().__init__(connection, stream_id, head)
+        self.head = head
         self._reader: MessageReader | None = None
         self.initial: Metadata | None = None
         """Custom metadata to send before the first message."""

@@ -85,7 +85,6 @@ class Stream:
         "connection",
         "credit",
         "ended",
-        "head",
         "held",
         "pending",
         "remote_closed",
@@ -102,7 +101,6 @@ class Stream:
     def __init__(self, connection: ServerConnection, stream_id: int, head: RequestHead) -> None:
         self.connection = connection
         self.stream_id = stream_id
-        self.head = head
         self.window = connection.peer_stream_window
         """Octets of DATA that the peer lets us send (may be negative, section 6.9.2)."""
         self.credit = _STREAM_WINDOW

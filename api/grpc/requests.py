@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.grpc.header_blocks import Fields
 
@@ -39,7 +39,7 @@ class RequestHead:
         "scheme",
     )
 
-    opens: Callable[[ServerConnection, int, RequestHead], Stream]
+    opens: Callable[[ServerConnection, int, Any], Stream]
 
     def __init__(self, fields: Fields, *, oversized: bool = False) -> None:
         self.fields = fields

@@ -239,11 +239,11 @@ def role_json(role: Role) -> dict[str, Any]:
 def showing(show: Callable[[Exchange], dict[str, Any]]) -> Callable[[Exchange], None]:
     """A handler that answers with what `show` finds in fresh rules."""
 
-    @answering
     def ready(x: Exchange, error: RaftkvError | None) -> None:
         x.json({**show(x), "auth_revision": x.machine.auth.revision})
 
-    return lambda x: x.read_index(partial(ready, x))
+    answer = answering(ready)
+    return lambda x: x.read_index(partial(answer, x))
 
 
 def _users(x: Exchange) -> dict[str, Any]:

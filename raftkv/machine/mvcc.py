@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from raftkv.errors import Compacted, FutureRevision, InvalidRequest, check
 from raftkv.machine.commands import SortOrder, SortTarget
+from raftkv.machine.counts import Change, LiveCounts
 from raftkv.machine.draft import KEYSPACE
 from raftkv.machine.events import Event
 from raftkv.machine.records import (
@@ -29,9 +30,6 @@ from raftkv.machine.records import (
 )
 from raftkv.machine.results import RangeResult
 from raftkv.machine.tables import CURRENT, HISTORY, VERSIONS, TableReader
-
-if TYPE_CHECKING:
-    from raftkv.machine.counts import Change, LiveCounts
 
 Row = tuple[bytes, bytes]
 """Name and record."""

@@ -49,75 +49,74 @@ class Record:
 
     __slots__ = ("_fields", "raw")
 
-    _fields: tuple[Any, ...]
-
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
+        self._fields: tuple[Any, ...] | None = None
 
-    def __getattr__(self, name: str) -> Any:
+    def _unpack(self) -> tuple[Any, ...]:
         """The header, unpacked when first asked for: most answers take `wire` and nothing else."""
-        if name != "_fields":
-            raise AttributeError(name)
-        self._fields = fields = HEADER.unpack_from(self.raw)
+        fields = self._fields
+        if fields is None:
+            fields = self._fields = HEADER.unpack_from(self.raw)
         return fields
 
     @property
     def deleted(self) -> bool:
         """Whether this is a tombstone; those are seen in history only."""
-        return bool(self._fields[0])
+        return bool(self._unpack()[0])
 
     @property
     def keyspace(self) -> int:
         """The keyspace, see `USER_KEYS` and `CATALOG`."""
-        return self._fields[1]  # type: ignore[no-any-return]
+        return self._unpack()[1]  # type: ignore[no-any-return]
 
     @property
     def cause(self) -> int:
         """Of a tombstone: one of the CAUSE_ numbers."""
-        return self._fields[2]  # type: ignore[no-any-return]
+        return self._unpack()[2]  # type: ignore[no-any-return]
 
     @property
     def create_revision(self) -> int:
         """Revision at which the key came to be, counting from its last deletion."""
-        return self._fields[3]  # type: ignore[no-any-return]
+        return self._unpack()[3]  # type: ignore[no-any-return]
 
     @property
     def mod_revision(self) -> int:
         """Revision of this write."""
-        return self._fields[4]  # type: ignore[no-any-return]
+        return self._unpack()[4]  # type: ignore[no-any-return]
 
     @property
     def sub(self) -> int:
         """Place of this write within its revision, from 0."""
-        return self._fields[5]  # type: ignore[no-any-return]
+        return self._unpack()[5]  # type: ignore[no-any-return]
 
     @property
     def version(self) -> int:
         """Number of writes since the key came to be; 1 for the first."""
-        return self._fields[6]  # type: ignore[no-any-return]
+        return self._unpack()[6]  # type: ignore[no-any-return]
 
     @property
     def lease(self) -> int:
         """The lease the key hangs on; 0 for none."""
-        return self._fields[7]  # type: ignore[no-any-return]
+        return self._unpack()[7]  # type: ignore[no-any-return]
 
     @property
     def key(self) -> bytes:
         """The key, without its keyspace."""
-        length = self._fields[10]
+        length = self._unpack()[10]
         start = HEADER_BYTES + 1 + varint_size(length)
         return self.raw[start : start + length]
 
     @property
     def value(self) -> bytes:
         """The value; empty in answers that left values out."""
-        start = self._fields[11]
-        return self.raw[start : start + self._fields[12]]
+        start = self._unpack()[11]
+        return self.raw[start : start + self._unpack()[12]]
 
     @property
     def value_bytes(self) -> int:
         """Length of `value`."""
-        return self._fields[12]  # type: ignore[no-any-return]
+        return self._unpack()[12]  # type: ignore[no-any-return]
 
     @property
     def wire(self) -> bytes:
@@ -127,7 +126,7 @@ class Record:
     @property
     def wire_without_value(self) -> bytes:
         """The encoded `mvccpb.KeyValue` with an empty value."""
-        offset, length = self._fields[11:]
+        offset, length = self._unpack()[11:]
         if not length:
             return self.raw[HEADER_BYTES:]
         start = offset - varint_size(length) - 1
@@ -137,7 +136,7 @@ class Record:
         """Equal when every caller-visible field is: storage positions do not count."""
         if not isinstance(other, Record):
             return NotImplemented
-        return self._fields[:3] == other._fields[:3] and self.wire == other.wire
+        return self._unpack()[:3] == other._unpack()[:3] and self.wire == other.wire
 
     def __hash__(self) -> int:
         return hash(self.wire)

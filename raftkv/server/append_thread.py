@@ -120,11 +120,11 @@ class AppendThread:
         """Items that the thread was given; those that it has finished, which it counts itself."""
         self._closing = threading.Event()
         self._queue: SimpleQueue[StorageWrite | Job | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="raftkv-append", daemon=True)
+        self._worker = threading.Thread(target=self._run, name="raftkv-append", daemon=True)
 
     def start(self) -> None:
         """Start taking writes."""
-        self._thread.start()
+        self._worker.start()
 
     def submit(self, write: StorageWrite) -> None:
         """Queue a write. `on_written` is called on the loop once it is durable, in this order."""
@@ -149,8 +149,8 @@ class AppendThread:
 
     def join(self) -> None:
         """Wait for the end: one fsync at most."""
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._worker.is_alive():
+            self._worker.join()
 
     # -- on the loop -------------------------------------------------------------------------------
 

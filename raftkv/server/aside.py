@@ -33,12 +33,12 @@ class Aside:
         self._go = threading.Event()
         self._abandoned = False
         self._worked: Worked | None = None
-        self._thread: threading.Thread | None = None
+        self._worker: threading.Thread | None = None
 
     @property
     def busy(self) -> bool:
         """Whether the tables belong to an apply just now: others may read them, no more."""
-        return self._thread is not None
+        return self._worker is not None
 
     def start(
         self, entries: Sequence[tuple[int, int, bytes]], done: Callable[[Worked | None], None]
@@ -50,17 +50,17 @@ class Aside:
         self._go.clear()
         self._worked = None
         self._backend.hold()
-        self._thread = threading.Thread(
+        self._worker = threading.Thread(
             target=self._run, args=(entries, done), name="raftkv-apply", daemon=True
         )
-        self._thread.start()
+        self._worker.start()
 
     def close(self) -> None:
         """Nothing is committed any more. Waits for the thread, which may take as long as the work;
         not on the loop."""
         self._abandoned = True
         self._go.set()
-        thread = self._thread
+        thread = self._worker
         if thread is not None:
             thread.join()
 
@@ -84,7 +84,7 @@ class Aside:
 
     def _finish(self, done: Callable[[Worked | None], None]) -> None:
         self._go.set()
-        thread, self._thread = self._thread, None
+        thread, self._worker = self._worker, None
         if thread is not None:
             thread.join()
         self._backend.release()

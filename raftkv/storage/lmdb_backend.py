@@ -24,7 +24,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -73,10 +73,17 @@ class MapGrownError(StorageError):
     code = "map_grown"
 
 
+def _ended(*_: object) -> Any:
+    """In place of a transaction's calls once it is over: LMDB would crash the process."""
+    raise lmdb.BadTxnError("the transaction is over")
+
+
 class LmdbReader:
     """A read transaction as a context manager."""
 
     __slots__ = ("_dbs", "_env", "_get", "_layers", "_txn")
+
+    _get: Callable[..., bytes | None]
 
     def __init__(self, env: lmdb.Environment, dbs: list[Any], layers: Any) -> None:
         self._env = env
@@ -94,7 +101,7 @@ class LmdbReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del self._get
+        self._get = _ended
         self._txn.abort()
 
     def get(self, table: int, key: bytes) -> bytes | None:
@@ -117,6 +124,9 @@ class LmdbWriter:
 
     __slots__ = ("_backend", "_dbs", "_get", "_layers", "_put", "_txn")
 
+    _get: Callable[..., bytes | None]
+    _put: Callable[..., Any]
+
     def __init__(self, backend: LmdbBackend) -> None:
         self._backend = backend
         self._dbs = backend._dbs
@@ -138,7 +148,7 @@ class LmdbWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del self._get, self._put
+        self._get = self._put = _ended
         if error is None:
             began = time.perf_counter()
             try:
