@@ -136,30 +136,28 @@ class Kv(Service):
         """Answer TxnResponse. One that writes nothing is read here, without the log."""
         parts = txn_parts(request)
         command = txn(*parts)
-        if not is_read_only(request):
-            caller.propose(command, partial(self._txn_done, call, request))
+        if not is_read_only(parts):
+            caller.propose(command, partial(self._txn_done, call))
             return
         if caller.user is not None:
             needs = effects(command)
             caller.check(needs)
             caller = caller.asking(needs)
         if is_serializable(request):
-            self._txn_read(call, request, parts, None)
+            self._txn_read(call, parts, None)
         else:
-            caller.read_index(partial(self._txn_read, call, request, parts))
+            caller.read_index(partial(self._txn_read, call, parts))
 
     @answering
-    def _txn_read(
-        self, call: Unary, request: Any, parts: TxnParts, error: RaftkvError | None
-    ) -> None:
-        self._txn_reply(call, request, self.store.machine.read_txn(*parts))
+    def _txn_read(self, call: Unary, parts: TxnParts, error: RaftkvError | None) -> None:
+        self._txn_reply(call, self.store.machine.read_txn(*parts))
 
     @answering
-    def _txn_done(self, call: Unary, request: Any, result: TxnResult) -> None:
-        self._txn_reply(call, request, result)
+    def _txn_done(self, call: Unary, result: TxnResult) -> None:
+        self._txn_reply(call, result)
 
-    def _txn_reply(self, call: Unary, request: Any, result: TxnResult) -> None:
-        body = TxnEncoder(result).body(request, result)
+    def _txn_reply(self, call: Unary, result: TxnResult) -> None:
+        body = TxnEncoder(result).body(result)
         call.reply(self.headers.at(result.revision) + body)
 
     def compact(self, caller: Caller, call: Unary, request: Any) -> None:

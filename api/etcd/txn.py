@@ -12,6 +12,7 @@ from raftkv.limits import TXN_OPERATIONS_MAX
 from raftkv.machine.commands import (
     Compare,
     CompareTarget,
+    Op,
     Operation,
     compare,
     delete_op,
@@ -20,7 +21,10 @@ from raftkv.machine.commands import (
     txn_op,
 )
 from raftkv.machine.results import DeleteResult, PutResult, RangeResult, Result, TxnResult
+from raftkv.machine.wire import SHORT
 
+_RANGE: Final = int(Op.RANGE)
+_TXN: Final = int(Op.TXN)
 _OPERAND: Final = {
     CompareTarget.VERSION: "version",
     CompareTarget.CREATE: "create_revision",
@@ -47,13 +51,17 @@ def txn_parts(request: Any) -> TxnParts:
 
 
 def _parts(request: Any, room: int) -> TxnParts:
-    used = max(len(request.compare), len(request.success), len(request.failure))
+    # Slices, here and below: these containers have no iterator of their own, so a loop over one
+    # ends with an IndexError that takes as long as three elements.
+    compares, success, failure = request.compare, request.success, request.failure
+    used = max(len(compares), len(success), len(failure))
     if used > room:
         raise answers.TOO_MANY_OPERATIONS.fault()
+    room -= used
     return TxnParts(
-        [_compare(each) for each in request.compare],
-        [_operation(each, room - used) for each in request.success],
-        [_operation(each, room - used) for each in request.failure],
+        [_compare(each) for each in compares[:]],
+        [_operation(each, room) for each in success[:]],
+        [_operation(each, room) for each in failure[:]],
     )
 
 
@@ -104,16 +112,19 @@ def _range(body: Any) -> Operation:
     )
 
 
-def is_read_only(request: Any) -> bool:
+def is_read_only(parts: TxnParts) -> bool:
     """Whether no branch can write."""
-    for branch in (request.success, request.failure):
-        for each in branch:
-            kind = each.WhichOneof("request")
-            if kind == "request_txn":
-                if not is_read_only(each.request_txn):
-                    return False
-            elif kind != "request_range":
+    return _only_reads(parts.then) and _only_reads(parts.else_)
+
+
+def _only_reads(operations: list[Operation]) -> bool:
+    for operation in operations:
+        kind = operation[0]
+        if kind == _TXN:
+            if not (_only_reads(operation[2]) and _only_reads(operation[3])):
                 return False
+        elif kind != _RANGE:
+            return False
     return True
 
 
@@ -122,7 +133,7 @@ def is_serializable(request: Any) -> bool:
     return all(
         each.WhichOneof("request") == "request_range" and each.request_range.serializable
         for branch in (request.success, request.failure)
-        for each in branch
+        for each in branch[:]
     )
 
 
@@ -139,17 +150,20 @@ class TxnEncoder:
         self._after = result.revision
         self._seen = result.revision - (1 if _wrote(result) else 0)
 
-    def body(self, request: Any, result: TxnResult) -> bytes:
+    def body(self, result: TxnResult) -> bytes:
         """succeeded and responses of a TxnResponse."""
-        branch = request.success if result.succeeded else request.failure
         parts = [b"\x10\x01" if result.succeeded else b""]
-        for operation, response in zip(branch, result.responses, strict=True):
-            parts.append(field(3, self._response(operation, response)))
+        for response in result.responses:
+            if type(response) is PutResult and response.previous is None:
+                self._seen = self._after
+                parts.append(_plain_put(self._after))
+            else:
+                parts.append(field(3, self._response(response)))
         return b"".join(parts)
 
-    def _response(self, operation: Any, response: Result) -> bytes:
+    def _response(self, response: Result) -> bytes:
         if isinstance(response, TxnResult):
-            return field(4, b"\x0a\x00" + self.body(operation.request_txn, response))
+            return field(4, b"\x0a\x00" + self.body(response))
         if _wrote(response):
             self._seen = self._after
         header = field(1, number_field(3, self._seen))
@@ -164,6 +178,15 @@ class TxnEncoder:
             body = range_body(response.raws, response.more, response.count or 0)
             return field(1, header + body)
         violated("a transaction's operation has a known result", result=response)
+
+
+def _plain_put(revision: int) -> bytes:
+    """The whole response of a put that says nothing but its revision: at most 11 bytes of it."""
+    header = number_field(3, revision)
+    size = len(header)
+    return b"".join(
+        (b"\x1a", SHORT[size + 4], b"\x12", SHORT[size + 2], b"\x0a", SHORT[size], header)
+    )
 
 
 def _wrote(result: Result) -> bool:

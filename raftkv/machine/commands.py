@@ -141,6 +141,9 @@ _GUARD: Final = b"\x95" + bytes((Op.GUARDED,)) + b"\xc0"
 _STAMP: Final = struct.Struct(">Q")
 _HEAD_BYTES_MAX: Final = 1 + 3 * 9
 """The head of an array and three integers, as msgpack packs the greatest."""
+_TARGETS: Final = len(CompareTarget)
+_RELATIONS: Final = len(Relation)
+_VALUE: Final = int(CompareTarget.VALUE)
 _INT64_MAX: Final = 2**63 - 1
 _INT64_MIN: Final = -(2**63)
 
@@ -235,9 +238,9 @@ def compare(
     the value of what is missing nothing holds.
     """
     _check_interval(key, end)
-    if not (0 <= target <= CompareTarget.LEASE and 0 <= relation <= Relation.NOT_EQUAL):
+    if not (0 <= target < _TARGETS and 0 <= relation < _RELATIONS):
         raise InvalidRequest("unknown compare target or relation")
-    if isinstance(operand, bytes) is not (target == CompareTarget.VALUE):
+    if isinstance(operand, bytes) is not (target == _VALUE):
         raise InvalidRequest("a value is compared with bytes, everything else with a number")
     if isinstance(operand, int):
         _check_int64(operand)

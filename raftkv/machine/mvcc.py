@@ -84,15 +84,20 @@ def get(reader: TableReader, keyspace: int, key: bytes, revision: int) -> Record
     return None if raw is None else Record(raw)
 
 
+def live_record(reader: TableReader, keyspace: int, key: bytes) -> bytes | None:
+    """The record of a key as it is now; None if there is none."""
+    raw = reader.get(CURRENT, KEYSPACE[keyspace] + key)
+    return None if raw is None or raw[0] == DELETE else raw
+
+
 def live_rows(
     reader: TableReader, keyspace: int, start: bytes, end: bytes | None
 ) -> Iterator[tuple[bytes, bytes]]:
     """(row name, record) of every key of an interval as it is now."""
     if end is None:
-        row = KEYSPACE[keyspace] + start
-        raw = reader.get(CURRENT, row)
-        if raw is not None and raw[0] != DELETE:
-            yield row, raw
+        raw = live_record(reader, keyspace, start)
+        if raw is not None:
+            yield KEYSPACE[keyspace] + start, raw
         return
     low, high = bounds(keyspace, start, end)
     if low < high:

@@ -20,7 +20,14 @@ from raftkv.machine.commands import (
     CompareTarget,
 )
 from raftkv.machine.draft import KEYSPACE, Draft, State
-from raftkv.machine.mvcc import Counted, RangeQuery, check_revision, live_rows, read_range
+from raftkv.machine.mvcc import (
+    Counted,
+    RangeQuery,
+    check_revision,
+    live_record,
+    live_rows,
+    read_range,
+)
 from raftkv.machine.quotas import Change, size_of
 from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, USER_KEYS, Record
 from raftkv.machine.removal import collect, remove
@@ -32,10 +39,10 @@ if TYPE_CHECKING:
 
 _PUT, _DELETE, _RANGE, _TXN = 1, 2, 3, 4
 _FIELD: Final = {
-    CompareTarget.VERSION: 6,
-    CompareTarget.CREATE: 3,
-    CompareTarget.MOD: 4,
-    CompareTarget.LEASE: 7,
+    int(CompareTarget.VERSION): 6,
+    int(CompareTarget.CREATE): 3,
+    int(CompareTarget.MOD): 4,
+    int(CompareTarget.LEASE): 7,
 }
 _VALUE: Final = int(CompareTarget.VALUE)
 
@@ -179,7 +186,11 @@ def _has_put(operations: list[list[Any]]) -> bool:
 def _choose(
     reader: TableReader, keyspace: int, compares: list[Any], then: list[Any], else_: list[Any]
 ) -> _Plan:
-    succeeded = all(_holds(reader, keyspace, compare) for compare in compares)
+    succeeded = True
+    for compare in compares:
+        if not _holds(reader, keyspace, compare):
+            succeeded = False
+            break
     operations = [
         _choose(reader, keyspace, *operation[1:]) if operation[0] == _TXN else operation
         for operation in (then if succeeded else else_)
@@ -189,15 +200,23 @@ def _choose(
 
 def _holds(reader: TableReader, keyspace: int, compare: list[Any]) -> bool:
     target, relation, start, end, operand = compare
-    empty = True
-    for _, raw in live_rows(reader, keyspace, start, end):
-        empty = False
-        actual = Record(raw).value if target == _VALUE else HEADER.unpack_from(raw)[_FIELD[target]]
-        if not _related(actual, relation, operand):
-            return False
-    if empty:
-        return target != _VALUE and _related(0, relation, operand)
-    return True
+    if end is None:
+        raw = live_record(reader, keyspace, start)
+        if raw is not None:
+            return _related(_compared(raw, target), relation, operand)
+    else:
+        empty = True
+        for _, each in live_rows(reader, keyspace, start, end):
+            empty = False
+            if not _related(_compared(each, target), relation, operand):
+                return False
+        if not empty:
+            return True
+    return target != _VALUE and _related(0, relation, operand)
+
+
+def _compared(raw: bytes, target: int) -> Any:
+    return Record(raw).value if target == _VALUE else HEADER.unpack_from(raw)[_FIELD[target]]
 
 
 def _related(actual: Any, relation: int, operand: Any) -> bool:

@@ -26,8 +26,9 @@ def check_operations(txn: list[Any], operations_max: int) -> None:
     the longest of its parent's lists left over.
     """
     _check_size(txn, operations_max, 1)
-    _check_branch(txn[2])
-    _check_branch(txn[3])
+    for branch in (txn[2], txn[3]):
+        if len(branch) > 1 or (branch and branch[0][0] == _TXN):
+            _check_branch(branch)
 
 
 def _check_size(txn: list[Any], operations_max: int, depth: int) -> None:
