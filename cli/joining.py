@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from raftkv.cli.exits import FAILED
 from raftkv.cli.output import Failure, Output, note
-from raftkv.cli.session import TIMEOUT_DEFAULT, Session, guarded
+from raftkv.cli.session import Session, guarded
 from raftkv.limits import VOTERS_MAX
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ JOIN_PATIENCE_SECONDS = 30.0
 
 def joined(config: ServerConfig, user: str, token: str) -> ServerConfig:
     """`config` with the cluster that --join points at; unchanged once this member has data."""
-    session = Session("", TIMEOUT_DEFAULT, Output("table"), user, token, _tls(config))
+    session = Session("", None, Output("table"), user, token, _tls(config))
     directory = config.data_directory
     if not config.join or any((directory / "snapshots").glob("*.snapshot")):
         return config

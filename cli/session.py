@@ -30,7 +30,8 @@ class Session:
     """The options of a command, and the way to run something with a client."""
 
     endpoints: str
-    timeout: float
+    timeout: float | None
+    """Seconds a request may take, as the user gave it; None: what suits the call."""
     output: Output
     user: str = field(default="", repr=False)
     """A name, or ``name:password``; empty: nobody."""
@@ -58,7 +59,7 @@ class Session:
             self.user = f"{user}:{password}"
         return AsyncClient(
             endpoints,
-            timeout=self.timeout,
+            timeout=self.timeout or TIMEOUT_DEFAULT,
             user=user,
             password=password,
             token=self.token,
@@ -189,7 +190,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         files = {name: chosen(name, kwargs.pop(f"tls_{name}")) for name in TLS_OPTIONS}
         session = Session(
             chosen("endpoints", endpoints) or ENDPOINT_DEFAULT,
-            chosen("timeout", timeout) or TIMEOUT_DEFAULT,
+            chosen("timeout", timeout),
             choose_output(chosen("output", output)),
             *credentials(as_user, token),
             {name: path for name, path in files.items() if path},

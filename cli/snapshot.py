@@ -67,7 +67,11 @@ def save(session: Session, path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise click.UsageError(f"{path} exists already; --force replaces it")
     with progress_bar(f"saving {path.name}") as progress:
-        saved = session.run(lambda client: client.cluster.save_snapshot(path, progress=progress))
+        saved = session.run(
+            lambda client: client.cluster.save_snapshot(
+                path, progress=progress, timeout=session.timeout
+            )
+        )
     at = f" at index {saved.index}" if saved.index is not None else ""
     session.output.one(saved, lambda: f"{saved.path}: {size_text(saved.size_bytes)}{at}")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftkv.cli.output import colours, size_text
-from raftkv.cli.session import Session, common_options, guarded
+from raftkv.cli.session import TIMEOUT_DEFAULT, Session, common_options, guarded
 from raftkv.cli.standing import Standing, commit_index, health_text, once_each, places
 from raftkv.cli.status import show
 from raftkv.errors import RaftkvError
@@ -273,7 +273,7 @@ class _Watcher:
                 self._wide = await self._stack.enter_async_context(
                     self._session.client(urls, patience=0)
                 )
-        seconds = min(self._session.timeout, max(1.0, interval))
+        seconds = min(self._session.timeout or TIMEOUT_DEFAULT, max(1.0, interval))
         return once_each(await self._wide.cluster.statuses(timeout=seconds), self._members)
 
 

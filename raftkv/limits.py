@@ -92,6 +92,7 @@ LOG_TAIL_ENTRIES: Final = 5_000
 LOG_CACHE_BYTES: Final = 4 * MIB
 VOTERS_MAX: Final = 15
 LEARNERS_MAX: Final = 8
+REMOVED_LINGER_TIMEOUTS: Final = 5  # election timeouts that a removed member answers the others
 
 # Files.
 WAL_SEGMENT_BYTES: Final = 64 * MIB

@@ -18,6 +18,8 @@ from raftkv.errors import InvalidRequest, RaftkvError
 if TYPE_CHECKING:
     from raftkv.client.client import AsyncClient
 
+SNAPSHOT_OPEN_SECONDS = 60.0
+"""How long a member may take to make the copy that it sends: no other one would be quicker."""
 SNAPSHOT_STALL_SECONDS = 30.0
 SHRINK_SECONDS = 3600.0
 SHRINK_PROGRESS_SECONDS = 0.5
@@ -189,11 +191,14 @@ class Cluster:
     ) -> SnapshotSaved:
         """Download a snapshot of the whole store to `path`.
 
-        The file appears under its name only when all of it has arrived and is on disk. Raises
-        `TransferBroken` when the download ends early, and `OSError` for the file.
+        `timeout` bounds the seconds until the download begins; None: a minute, or the client's if
+        that is longer. The file appears under its name only when all of it has arrived and is on
+        disk. Raises `TransferBroken` when the download ends early, and `OSError` for the file.
         """
         call = Call("GET", "/api/snapshot", accept=(200,))
         transport = self._client.transport
+        if timeout is None:
+            timeout = max(transport.timeout, SNAPSHOT_OPEN_SECONDS)
         response = await transport.open(call, stall=SNAPSHOT_STALL_SECONDS, timeout=timeout)
         final = Path(path)
         partial = final.with_name(final.name + ".part")

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from raftkv import __version__
@@ -37,7 +38,7 @@ from raftkv.errors import (
     RaftkvError,
     TooManyRequests,
 )
-from raftkv.limits import SHRINK_CATCH_UP_SECONDS
+from raftkv.limits import REMOVED_LINGER_TIMEOUTS, SHRINK_CATCH_UP_SECONDS
 from raftkv.machine import commands
 from raftkv.machine.commands import AlarmKind, Command
 from raftkv.machine.machine import Worked
@@ -506,12 +507,13 @@ class Member:
 
     def removed(self) -> None:
         """See `Surroundings.removed`."""
-        self._fail(
-            ChangeRefused(
-                "this member was removed from its cluster; wipe its data directory before it "
-                "is added again"
-            )
+        log.warning("removed from the cluster: answers its members a little longer, then ends")
+        seconds = REMOVED_LINGER_TIMEOUTS * self.config.election_timeout / 1000
+        error = ChangeRefused(
+            "this member was removed from its cluster; wipe its data directory before it "
+            "is added again"
         )
+        self._timer("removed", seconds, partial(self._fail, error))
 
     # -- what arrives ----------------------------------------------------------------------------
 

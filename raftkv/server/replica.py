@@ -136,7 +136,12 @@ class Surroundings(Protocol):
         """The members' ids or addresses changed; see `machine.members`."""
 
     def removed(self) -> None:
-        """This member is no longer part of the cluster; called once."""
+        """This member is no longer part of the cluster; called once.
+
+        It serves nobody, but answers the others for REMOVED_LINGER_TIMEOUTS election timeouts more:
+        it may be the only one to know that its removal is committed, and they need its vote or
+        that news of it to elect a leader (`election._learn_commit`).
+        """
 
 
 class Replica:
@@ -559,6 +564,7 @@ class Replica:
         # member out ends it.
         if belonged and self.member_id not in everybody(conf) and not self._removed:
             self._removed = True
+            self.stop_serving(Stopping("this member was removed from its cluster: ask another one"))
             self._around.removed()
 
     # -- the hash --------------------------------------------------------------------------------

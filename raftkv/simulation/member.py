@@ -29,7 +29,7 @@ from raftkv.errors import (
     StorageError,
     check,
 )
-from raftkv.limits import DISK_STALL_MS_DEFAULT, FEATURE_LEVEL, MIB
+from raftkv.limits import DISK_STALL_MS_DEFAULT, FEATURE_LEVEL, MIB, REMOVED_LINGER_TIMEOUTS
 from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine, Worked
 from raftkv.machine.results import Applied
@@ -558,7 +558,8 @@ class SimMember:
     def removed(self) -> None:
         """See `Surroundings.removed`."""
         self.gone = True
-        self.later(0, self._leave)
+        timeout_us = self.settings.election_timeout_ticks * self.settings.tick_ms * 1000
+        self.later(REMOVED_LINGER_TIMEOUTS * timeout_us, self._leave)
 
     def _leave(self) -> None:
         self.world.note(self.name, "is removed, and ends")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 MEMBERS_MAX = 6
 REPLACED_AMONG_MIN = 3
-"""Of two voters one that leads and is replaced may be gone before the other knows, for good."""
+"""Of two voters one that leads and is replaced ends after some seconds. The other may lose power
+again and again meanwhile, and each time what it had heard of the commit index."""
 QUOTA_PREFIXES = (b"k", b"k1", b"k2")
 """Prefixes of the keys of clients that are limited; what has other keys goes on."""
 

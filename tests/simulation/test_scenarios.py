@@ -87,6 +87,10 @@ def test_a_leader_elected_ahead_of_its_image_judges_no_change_by_its_old_members
     assert _ids(late) == {1, 2, 3, fourth}
 
 
+def _voters(member: SimMember) -> tuple[int, ...]:
+    return member.node.conf.voters + member.node.conf.voters_outgoing
+
+
 def _ids(member: SimMember) -> set[int]:
     return {info.member_id for info in member.machine.members()}
 
@@ -114,3 +118,39 @@ def test_snapshots_that_overtake_each_other_on_a_slow_disk(seed: int) -> None:
     world.run(20)
     assert slow.machine.state_hash == leader.machine.state_hash
     assert slow.replica.stats.snapshots_installed
+
+
+@pytest.mark.parametrize("replaced", (False, True))
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_voters_one_stays_when_the_leader_is_removed(seed: int, replaced: bool) -> None:
+    """The leader ended at once, and if its last messages were lost the other asked for its vote for
+    ever: only who is gone knew that the removal was committed."""
+    world = World(seed)
+    cluster = SimCluster(world, 2)
+    cluster.start()
+    leader = cluster.wait_for_leader()
+    other = next(one for one in cluster.members.values() if one is not leader)
+    answers: list[Any] = []
+    if replaced:
+        cluster.add_member(leader, learner=False, instead_of=leader.member_id, done=answers.append)
+    else:
+        cluster.remove_member(leader, leader.member_id, answers.append)
+    while not leader.gone:
+        world.run(0.0001)
+        node = leader.node
+        others = set(_voters(leader)) - {leader.member_id}
+        leaving = node.change_pending and bool(node.conf.voters_outgoing) is replaced
+        if leaving and all(
+            cluster.members[one].node.last_index == node.last_index for one in others
+        ):
+            # Their answers arrive, and nobody hears what follows from them.
+            for one in others:
+                cluster.network.cut(leader.member_id, one)
+    assert leader.member_id in _voters(other), "it has not heard"
+    world.run(2)
+    cluster.network.heal()
+    world.run(8)
+    assert not leader.up and leader.gone, "it ends all the same"
+    assert cluster.leader() is not None
+    assert leader.member_id not in _voters(other)
+    assert len(other.node.conf.voters) == (2 if replaced else 1)

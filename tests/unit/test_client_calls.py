@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from raftkv.client import AsyncClient, PreconditionFailed, TransferBroken, results, txn, wire
 from raftkv.client.errors import classes_by_code
 from raftkv.client.transport import parse_endpoints
-from raftkv.errors import ConfigError, InvalidRequest, LeaseNotFound, MemberNotFound
+from raftkv.errors import (
+    ConfigError,
+    InvalidRequest,
+    LeaseNotFound,
+    MemberNotFound,
+    ReadTimedOut,
+)
 from tests.unit.client_fake_store import FakeStore
 
 
@@ -201,6 +207,20 @@ async def test_a_snapshot_appears_only_when_it_is_whole(
         with pytest.raises(TransferBroken, match="4 of 100"):
             await other.cluster.save_snapshot(path)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_snapshot_may_take_longer_to_make_than_another_call(tmp_path: Path) -> None:
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.5)
+        await _half(reader, writer)
+
+    server = await asyncio.start_server(late, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, AsyncClient(f"127.0.0.1:{port}", timeout=0.2) as client:
+        with pytest.raises(TransferBroken):
+            await client.cluster.save_snapshot(tmp_path / "image")
+        with pytest.raises(ReadTimedOut):
+            await client.cluster.save_snapshot(tmp_path / "image", timeout=0.2)
 
 
 async def _half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
