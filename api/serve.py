@@ -17,7 +17,7 @@ from raftkv.server import logs
 from raftkv.server.config import ServerConfig
 from raftkv.server.disaster import open_alone
 from raftkv.server.discovery import discovered
-from raftkv.server.heap import give_back_memory
+from raftkv.server.heap import Trimmer, give_back_memory
 from raftkv.server.member import Member
 from raftkv.server.opening import open_member
 from raftkv.server.sd_notify import Notifier
@@ -69,6 +69,7 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
         loop.add_signal_handler(number, stop.set)
     listeners: list[Listener] = []
     gate: Gate | None = None
+    trimmer = Trimmer()
     try:
         await member.start()
         gate = open_gate(member, config)
@@ -96,6 +97,7 @@ async def serve(config: ServerConfig, on_started: Callable[[Member], None] | Non
             log.info("stopping")
     finally:
         notifier.stopping()
+        trimmer.close()
         await asyncio.gather(*(listener.close(DRAIN_SECONDS) for listener in listeners))
         await member.stop()
         if gate is not None:

@@ -7,12 +7,18 @@ memory stepped up by 4 to 8 MiB with each and never came down (docs/reliability.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
-from raftkv.limits import HEAP_ARENAS_MAX, HEAP_KEPT_BYTES, HEAP_MAPPED_BYTES
+from raftkv.limits import (
+    HEAP_ARENAS_MAX,
+    HEAP_KEPT_BYTES,
+    HEAP_MAPPED_BYTES,
+    HEAP_TRIM_SECONDS,
+)
 
 
 class _Setting(NamedTuple):
@@ -40,3 +46,33 @@ def give_back_memory(environment: Mapping[str, str] = os.environ) -> bool:
         if setting.variable not in environment:
             mallopt(setting.parameter, setting.value)
     return True
+
+
+class Trimmer:
+    """Gives free pages in the midst of the heaps back now and then, in a thread (malloc_trim(3)).
+
+    Each heap is locked while that is done, some milliseconds for a hundred MiB.
+    """
+
+    def __init__(self, seconds: float = HEAP_TRIM_SECONDS) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            self._trim: Callable[[int], int] = trim
+            self._wait()
+
+    def close(self) -> None:
+        """No more of it; one that is under way ends by itself."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self, _: Any = None) -> None:
+        if not self._closed:
+            self._timer = self._loop.call_later(self._seconds, self._begin)
+
+    def _begin(self) -> None:
+        self._loop.run_in_executor(None, self._trim, 0).add_done_callback(self._wait)
