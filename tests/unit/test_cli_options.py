@@ -21,7 +21,7 @@ DEAD = "http://127.0.0.1:1"
 def probe(session: Session) -> None:
     """Print the options that hold."""
     click.echo(
-        f"{session.endpoints}|{session.timeout:g}|{session.output.format}|"
+        f"{session.endpoints}|{session.timeout or 0:g}|{session.output.format}|"
         f"{session.user}|{session.token}|"
         + "|".join(session.tls.get(name, "") for name in ("cacert", "cert", "key"))
     )
