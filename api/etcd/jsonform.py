@@ -8,7 +8,6 @@ Source: https://protobuf.dev/programming-guides/json/
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -122,7 +121,9 @@ def _field(field: FieldDescriptor) -> _Field:
     show: Callable[[Any], Any] | None = None
     read: Callable[[Any, str], Any] = _read_text
     if kind == FieldDescriptor.CPPTYPE_MESSAGE:
-        show = plain
+        inner = field.message_type
+        header = inner is not None and inner.name == "ResponseHeader"
+        show = _show_header if header else plain
     elif field.type == FieldDescriptor.TYPE_BYTES:
         show, read = _show_bytes, _read_bytes
     elif field.enum_type is not None:
@@ -135,17 +136,31 @@ def _field(field: FieldDescriptor) -> _Field:
     return _Field(field.name, repeated, kind == FieldDescriptor.CPPTYPE_MESSAGE, show, read)
 
 
+def _show_header(header: Any) -> dict[str, Any]:
+    """As `plain`, in a third of the time: nearly every answer has one."""
+    shown = {}
+    for name in ("cluster_id", "member_id", "revision", "raft_term"):
+        value = getattr(header, name)
+        if value:
+            shown[name] = str(value)
+    return shown
+
+
 def _show_bytes(value: bytes) -> str:
-    return base64.b64encode(value).decode()
+    return binascii.b2a_base64(value, newline=False).decode()
 
 
 def _read_bytes(value: Any, name: str) -> bytes:
     if not isinstance(value, str):
         raise _bad(name, value)
+    try:
+        return binascii.a2b_base64(value, strict_mode=True)  # as nearly everybody writes it
+    except ValueError:
+        pass
     text = value.translate(_URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
+    except ValueError:
         raise InvalidRequest(f"{name} is not base64") from None
 
 
