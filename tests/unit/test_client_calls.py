@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -210,17 +211,24 @@ async def test_a_snapshot_appears_only_when_it_is_whole(
 
 
 async def test_a_snapshot_may_take_longer_to_make_than_another_call(tmp_path: Path) -> None:
+    ended: asyncio.Queue[None] = asyncio.Queue()
+
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.5)
-        await _half(reader, writer)
+        with contextlib.suppress(ConnectionError):
+            await _half(reader, writer)
+        writer.close()
+        ended.put_nowait(None)
 
     server = await asyncio.start_server(late, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, AsyncClient(f"127.0.0.1:{port}", timeout=0.2) as client:
         with pytest.raises(TransferBroken):
             await client.cluster.save_snapshot(tmp_path / "image")
+        await ended.get()
         with pytest.raises(ReadTimedOut):
             await client.cluster.save_snapshot(tmp_path / "image", timeout=0.2)
+        await ended.get()
 
 
 async def _half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
