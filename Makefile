@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DATA ?= data
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run dev test check lint types imports unit cluster golden coverage proof interop suites secure soak soak-members scale bench clean
+.PHONY: help run dev test check lint types imports unit cluster golden coverage seeds proof interop suites secure soak soak-members scale bench compiled interpreted clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,8 +60,10 @@ coverage: $(STAMP)  ## branch coverage of everything that runs in one process
 SEEDS ?= 500
 KILLS ?= 100
 IMAGES ?= 5000
-proof: $(STAMP)  ## what it promises: seeds, crash images, kill -9 cycles; twenty minutes at most
+seeds: $(STAMP)  ## whole clusters in the simulation, SEEDS=500
 	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS)
+
+proof: seeds  ## what it promises: seeds, crash images, kill -9 cycles; twenty minutes at most
 	$(BIN)/python -m tests.crash.images --images $(IMAGES)
 	$(BIN)/python -m tests.cluster.kills --cycles $(KILLS)
 	$(BIN)/python -m tests.linearizability.crosscheck --seeds 200
@@ -107,9 +109,18 @@ $(BENCH): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $(BENCH)
 
-bench: $(BENCH)  ## beside etcd, every ratio; over an hour, with QUICK=1 five minutes
+bench: $(BENCH) compiled  ## beside etcd, in the compiled form, every ratio; over an hour, with QUICK=1 five minutes
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_OPTIONS)
 
-clean:  ## remove what the other targets made, except data
+compiled: $(STAMP)  ## compile the hot path in place; minutes, and a C compiler
+	RAFTKV_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/raftkv version --output table
+
+interpreted:  ## the way back from `make compiled`
+	rm -rf build
+	find raftkv api -name '*.so' -delete
+	rm -f ./*.so .compiled
+
+clean: interpreted  ## remove what the other targets made, except data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

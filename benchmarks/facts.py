@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import raftkv
 from benchmarks.peers import pysyncobj
 from benchmarks.peers.servers import Kind
 from benchmarks.peers.tools import program
@@ -26,7 +27,7 @@ SYNCS: Final = 200
 def gather(kinds: Sequence[Kind], folder: Path) -> dict[str, str]:
     """Commit, machine and versions, by name."""
     return {
-        "commit": commit(),
+        "commit": f"{commit()}, {raftkv.form()}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",

@@ -6,7 +6,7 @@ import platform
 
 import click
 
-from raftkv import __version__
+from raftkv import __version__, form
 from raftkv.cli.output import FORMATS, choose_output
 
 
@@ -36,7 +36,7 @@ def completion(shell: str) -> None:
 def version(output: str | None) -> None:
     """Print versions."""
     outer = (click.get_current_context().find_root().obj or {}).get("output")
-    found = {"version": __version__, "python": platform.python_version()}
+    found = {"version": __version__, "form": form(), "python": platform.python_version()}
     choose_output(output or outer).one(
-        found, lambda: f"raftkv {found['version']} (Python {found['python']})"
+        found, lambda: f"raftkv {found['version']} ({found['form']}, Python {found['python']})"
     )

@@ -7,13 +7,19 @@ the example.
 Tests marked `privileged` make namespaces and mounts, or inject faults into system calls; those
 marked `tools` run programs that PyPI does not have. Where that is not possible they are left out,
 which the report says; with CI=true that is an error.
+
+Tests marked `interpreted` put a part in place of another one, or look into one, in a way that a
+compiled hot path does not notice. With it they are left out: the same text passes them interpreted.
 """
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+import raftkv
 
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None, print_blob=True)
@@ -34,8 +40,29 @@ def _missing(item: pytest.Item) -> set[str]:
     return missing | {"root"} if root and os.geteuid() != 0 else missing
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to test what was compiled from another text."""
+    if raftkv.form() == "interpreted":
+        return
+    root = Path(raftkv.__file__).parent.parent
+    # Any source: constants are part of what is compiled elsewhere.
+    newest = max((*root.glob("raftkv/**/*.py"), *root.glob("api/**/*.py")), key=_changed)
+    stamp = root / ".compiled"
+    if not stamp.exists() or _changed(newest) > _changed(stamp):
+        raise pytest.UsageError(
+            f"{newest.relative_to(root)} is newer than what is compiled: "
+            "`make compiled`, or `make interpreted`"
+        )
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests out whose tools are not here, except in CI."""
+    """Leave tests out whose tools are not here, except in CI, and what is for the other form."""
+    if raftkv.form() == "compiled":
+        items[:] = [item for item in items if item.get_closest_marker("interpreted") is None]
     lacking = {item: _missing(item) for item in items}
     left_out = [item for item in items if lacking[item]]
     if not left_out:

@@ -166,9 +166,11 @@ class DoorCollector(Collector):
     def _store(self) -> Iterator[Metric]:
         store = self._door.store
         info = GaugeMetricFamily(
-            "raftkv_info", "This program and member; always 1.", labels=("version", "member_id")
+            "raftkv_info",
+            "This program and member; always 1.",
+            labels=("version", "form", "member_id"),
         )
-        info.add_metric((raftkv.__version__, hex_id(store.member_id)), 1)
+        info.add_metric((raftkv.__version__, raftkv.form(), hex_id(store.member_id)), 1)
         yield info
         for name, number in store.stats.counters():
             words = name.replace("_", " ")

@@ -12,6 +12,8 @@ from tests.mutations.benches import first_violation, violation
 from tests.mutations.catalogue import MUTATIONS, Bench, applied
 from tests.mutations.patching import Edit, ShapeChanged, find, patched
 
+pytestmark = pytest.mark.interpreted
+
 QUICK = {
     name: (mutation.benches[0], mutation.seeds_max)
     for name, mutation in MUTATIONS.items()

@@ -57,6 +57,7 @@ async def test_ghsa_528j_9r78_wffx_no_secret_goes_into_the_log_or_the_state() ->
         assert any(b"$argon2id$" in b"".join(row) for row in rows)
 
 
+@pytest.mark.interpreted
 async def test_cve_2021_28235_a_request_keeps_no_password(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with guarded() as world:

@@ -297,6 +297,7 @@ async def test_a_lingering_connection_ends() -> None:
         await raw.close()
 
 
+@pytest.mark.interpreted
 async def test_output_beyond_all_bounds_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -328,6 +328,7 @@ async def test_users_and_roles_as_etcd_has_them() -> None:
         assert not any(b"-pass" in command for command in world.store.proposed)
 
 
+@pytest.mark.interpreted
 async def test_requests_keep_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """CVE-2021-28235, at etcd's own door: over gRPC and as JSON."""
     seen: list[Any] = []

@@ -121,6 +121,7 @@ async def test_watchers_that_cannot_be(client: EtcdClient) -> None:
     stream.call.cancel()
 
 
+@pytest.mark.interpreted
 async def test_a_large_revision_is_split_only_if_wished(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -648,6 +648,7 @@ def test_a_header_list_over_the_limit_fails_alone() -> None:
 # ---- memo of header blocks
 
 
+@pytest.mark.interpreted
 def test_settled_clients_are_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
     decode = HeaderDecoder.decode

@@ -68,6 +68,7 @@ async def test_bad_clients_are_told_and_others_are_undisturbed() -> None:
         assert await call(b"after") == b"after"
 
 
+@pytest.mark.interpreted
 async def test_a_bug_in_the_codec_ends_one_connection_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -218,6 +218,7 @@ def test_root_may_go_once_access_control_is_off() -> None:
     assert isinstance(driver.do(ac.auth_enable()), RootUserMissing)
 
 
+@pytest.mark.interpreted
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = enabled()
     for name, value in (

@@ -177,6 +177,7 @@ def test_old_keys_go_a_few_at_a_time_but_count_as_gone_at_once() -> None:
     assert len(driver.tables.tables[Table.ONCE_AGE]) == 5
 
 
+@pytest.mark.interpreted
 def test_the_number_of_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDEMPOTENCY_KEYS_MAX", 10)
     driver = Driver()
@@ -187,6 +188,7 @@ def test_the_number_of_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.ok(c.put(b"k", b"v", once=b"id5")).revision == 32
 
 
+@pytest.mark.interpreted
 def test_their_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDEMPOTENCY_RESULT_BYTES_MAX", 1_000)
     monkeypatch.setattr(limits, "IDEMPOTENCY_BYTES_MAX", 5_000)

@@ -165,6 +165,7 @@ def test_a_refusal_for_a_quota_is_not_kept_under_an_idempotency_key() -> None:
     assert isinstance(driver.do(c.put(b"b", b"", once=b"id")), PutResult)
 
 
+@pytest.mark.interpreted
 def test_quotas_are_bounded_in_number_and_in_what_they_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
