@@ -150,8 +150,7 @@ class KnownCaller(Caller):
         auth_revision: int,
     ) -> None:
         super().__init__(store, watches)
-        self.user = user
-        self._name = user
+        self.user: str = user
         self._proved = auth_revision
         self._auth: AuthState | None = None
         self._grants = Grants(user, (), ())
@@ -163,12 +162,12 @@ class KnownCaller(Caller):
             if not auth.enabled:
                 return None
             self._recognise(auth)
-            self._grants = auth.grants(self._name)
+            self._grants = auth.grants(self.user)
             self._auth = auth
         return self._grants
 
     def _recognise(self, auth: AuthState) -> None:
-        if not auth.counts(self._name, self._proved):
+        if not auth.counts(self.user, self._proved):
             raise InvalidAuthToken("the user or its password is another since: log in again")
 
     def propose(self, command: Command, done: Done) -> None:
@@ -177,7 +176,7 @@ class KnownCaller(Caller):
     def _propose(self, command: Command, done: Done) -> None:
         self.check(effects(command))
         grants = self.grants
-        name = None if grants is None or grants.admin else self._name
+        name = None if grants is None or grants.admin else self.user
         self._store.propose(guarded(command, self._machine.auth.revision, name), done)
 
     def _proposed(self, command: Command, done: Done, outcome: Any) -> None:

@@ -134,7 +134,7 @@ class SignedTokens:
             raise ConfigError(
                 "--auth-token=jwt needs more packages: pip install 'raftkv[jwt]'"
             ) from None
-        self._jwt: Any = jwt
+        self._jwt = jwt
         self._method = method
         self._clock_ms = clock_ms
         self.ttl_ms = ttl_seconds * 1000

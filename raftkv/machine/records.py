@@ -110,8 +110,8 @@ class Record:
     @property
     def value(self) -> bytes:
         """The value; empty in answers that left values out."""
-        start = self._unpack()[11]
-        return self.raw[start : start + self._unpack()[12]]
+        start, length = self._unpack()[11:]
+        return self.raw[start : start + length]
 
     @property
     def value_bytes(self) -> int:

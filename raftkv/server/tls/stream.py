@@ -63,7 +63,7 @@ class HandshakeDesk:
         self._under_way: dict[TlsStream, asyncio.TimerHandle] = {}
         self._causes: set[str] = set()
         self._closed = False
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="raftkv-tls")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftkv-tls")
 
     @property
     def under_way(self) -> int:
@@ -75,7 +75,7 @@ class HandshakeDesk:
         self._closed = True
         for stream in list(self._under_way):
             stream.abort()
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, stream: TlsStream) -> None:
         """Count a handshake in, and give it its time."""
@@ -114,7 +114,7 @@ class HandshakeDesk:
             if not future.cancelled() and not self.loop.is_closed():
                 self.loop.call_soon_threadsafe(done, future)
 
-        self._worker.submit(work).add_done_callback(ended)
+        self._thread.submit(work).add_done_callback(ended)
 
 
 class TlsStream(asyncio.Transport, asyncio.Protocol):
