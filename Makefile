@@ -119,7 +119,7 @@ compiled: $(STAMP)  ## compile the hot path in place; minutes, and a C compiler
 interpreted:  ## the way back from `make compiled`
 	rm -rf build
 	find raftkv api -name '*.so' -delete
-	rm -f ./*.so .compiled
+	rm -f .compiled
 
 clean: interpreted  ## remove what the other targets made, except data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov

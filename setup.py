@@ -19,6 +19,9 @@ ROOT = Path(__file__).parent
 STAMP = ROOT / ".compiled"
 """As old as what is compiled in place; the tests look at it."""
 
+SHARED = "raftkv.compiled"
+"""What the compiled modules share, in the package: an editable installation finds nothing beside."""
+
 COMPILED = {
     "raftkv": "histogram packing",
     "raftkv/consensus": """
@@ -99,8 +102,10 @@ def extensions() -> list[Any]:
     # installed does not matter.
     options = ["--config-file=", "--no-site-packages", "--ignore-missing-imports"]
     found: list[Any] = mypycify(
-        [*options, *sources()], opt_level="2", debug_level="0", multi_file=True, group_name="raftkv"
+        [*options, *sources()], opt_level="2", debug_level="0", multi_file=True, group_name=SHARED
     )
+    for extension in found:
+        extension.include_dirs.append("build/" + SHARED.rpartition(".")[0])
     return found
 
 
@@ -111,5 +116,5 @@ BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel"} & set(sys.arg
 setup(
     ext_modules=extensions() if COMPILE and BUILDING else [],
     cmdclass={"build_ext": Build},
-    setup_requires=["mypy>=2.0"] if COMPILE else [],
+    setup_requires=["mypy>=2.0"] if COMPILE and not BUILDING else [],
 )
