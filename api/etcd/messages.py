@@ -5,12 +5,11 @@ Message classes are made at run time, so to the type checker they are `Any`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 from raftkv.api.grpc.descriptors import Descriptors
 
-ETCD: Final = Descriptors.load(Path(__file__).parent / "proto" / "descriptors.binpb")
+ETCD: Final = Descriptors.load("raftkv.api.etcd")
 """Packages etcdserverpb, mvccpb, authpb, v3lockpb and v3electionpb."""
 
 METHODS: Final = {

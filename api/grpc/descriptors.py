@@ -6,7 +6,7 @@ an error. A private pool lets any gRPC stub live in the same process as raftkv.
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -23,14 +23,17 @@ class Descriptors:
             self._pool.Add(file)
 
     @classmethod
-    def load(cls, path: Path) -> Descriptors:
-        """Read a compiled descriptor set."""
-        return cls(path.read_bytes())
+    def load(cls, package: str) -> Descriptors:
+        """Read the compiled descriptor set of a package.
+
+        By the package's name: `__file__` of a compiled module need not be where it lies.
+        """
+        return cls(resources.files(package).joinpath("proto", "descriptors.binpb").read_bytes())
 
     def message(self, name: str) -> Any:
         """The message class of a full name, for example ``grpc.health.v1.HealthCheckRequest``."""
         return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(name))
 
 
-STANDARD = Descriptors.load(Path(__file__).parent / "proto" / "descriptors.binpb")
+STANDARD = Descriptors.load("raftkv.api.grpc")
 """The services that every gRPC server has: health and reflection."""
