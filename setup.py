@@ -20,7 +20,7 @@ STAMP = ROOT / ".compiled"
 """As old as what is compiled in place; the tests look at it."""
 
 SHARED = "raftkv.compiled"
-"""What the compiled modules share, in the package: an editable installation finds nothing beside."""
+"""What the compiled modules share. In the package: an editable installation finds nothing beside."""
 
 COMPILED = {
     "raftkv": "histogram packing",
