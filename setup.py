@@ -20,10 +20,10 @@ STAMP = ROOT / ".compiled"
 """As old as what is compiled in place; the tests look at it."""
 
 SHARED = "raftkv.compiled"
-"""What the compiled modules share. In the package: an editable installation finds nothing beside."""
+"""What compiled modules share. In the package: an editable installation finds nothing beside."""
 
 COMPILED = {
-    "raftkv": "histogram packing",
+    "raftkv": "buggify checks histogram packing",
     "raftkv/consensus": """
         codec confchange config core election follower log memory node progress quorum reads
         replication""",

@@ -20,7 +20,7 @@ stable `code` (snake case), which every door maps to its own status in `raftkv.a
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 
 class RaftkvError(Exception):
@@ -42,18 +42,6 @@ class InvariantViolation(RaftkvError):
     """A bug in raftkv. The member stops rather than act on a state that cannot be."""
 
     code = "invariant_violation"
-
-
-def check(condition: object, text: str, **facts: Any) -> None:
-    """Raise `InvariantViolation` unless `condition` holds. On in production, also under ``-O``."""
-    if not condition:
-        violated(text, **facts)
-
-
-def violated(text: str, **facts: Any) -> NoReturn:
-    """Raise `InvariantViolation` with `text` and every fact spelled out."""
-    detail = " ".join(f"{name}={value!r}" for name, value in facts.items())
-    raise InvariantViolation(f"{text} [{detail}]" if detail else text, **facts)
 
 
 class OperatingError(RaftkvError):

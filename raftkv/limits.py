@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from raftkv.errors import check
+from raftkv.checks import check
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from raftkv.api.etcd import answers
 from raftkv.api.etcd.ranges import check_sort, interval, range_body
 from raftkv.api.etcd.wire import field, number_field, records_field
-from raftkv.errors import violated
+from raftkv.checks import violated
 from raftkv.limits import TXN_OPERATIONS_MAX
 from raftkv.machine.commands import (
     Compare,

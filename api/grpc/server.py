@@ -21,7 +21,7 @@ from raftkv.api.grpc.header_blocks import Field, encode
 from raftkv.api.grpc.messages import GZIP, IDENTITY, CallFault
 from raftkv.api.grpc.requests import RequestHead
 from raftkv.api.grpc.status import Status
-from raftkv.errors import check
+from raftkv.checks import check
 
 if TYPE_CHECKING:
     from raftkv.api.observe import Observer

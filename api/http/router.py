@@ -15,7 +15,8 @@ from raftkv.api.gate import PUBLIC, Guard, public
 from raftkv.api.http.codec import DECIMAL, INT64_MAX, decode_base64, parse_hex_id, unquote
 from raftkv.api.http.fields import Field
 from raftkv.api.http.refusals import MethodNotAllowed, RouteNotFound
-from raftkv.errors import InvalidRequest, check
+from raftkv.checks import check
+from raftkv.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from raftkv.api.http.exchange import Exchange

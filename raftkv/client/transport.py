@@ -22,6 +22,7 @@ import aiohttp
 import yarl
 
 from raftkv import __version__
+from raftkv.checks import check
 from raftkv.client.errors import BadAnswer, Unreachable, error_from_problem
 from raftkv.client.retry import ATTEMPT_SECONDS_MIN, Attempts, Kind
 from raftkv.client.tls import TlsOptions, refusal
@@ -33,7 +34,6 @@ from raftkv.errors import (
     OutcomeUnknown,
     RaftkvError,
     ReadTimedOut,
-    check,
 )
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:2379"

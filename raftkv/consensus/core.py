@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from raftkv.checks import check
 from raftkv.consensus import confchange, quorum
 from raftkv.consensus.config import RaftConfig, RandomSource
 from raftkv.consensus.log import RaftLog
@@ -28,7 +29,6 @@ from raftkv.consensus.types import (
     Refusal,
     Role,
 )
-from raftkv.errors import check
 
 QUIET = b"quiet"
 """Context of an APPEND that only tells how far the log is committed: success needs no answer."""

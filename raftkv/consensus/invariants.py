@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from raftkv.checks import check, violated
 from raftkv.consensus.types import NO_MEMBER, Role
-from raftkv.errors import check, violated
 
 if TYPE_CHECKING:
     from raftkv.consensus.core import Core

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raftkv.checks import check
 from raftkv.consensus.types import (
     Entry,
     EntryKind,
@@ -18,7 +19,6 @@ from raftkv.consensus.types import (
     LogUnavailable,
     SnapshotMeta,
 )
-from raftkv.errors import check
 
 
 class RaftLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raftkv.checks import check
 from raftkv.consensus.types import (
     ConfState,
     Entry,
@@ -11,7 +12,6 @@ from raftkv.consensus.types import (
     SnapshotMeta,
     StorageWrite,
 )
-from raftkv.errors import check
 
 FOUNDING_INDEX = 1
 FOUNDING_TERM = 1

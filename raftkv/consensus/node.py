@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raftkv.checks import check
 from raftkv.consensus import codec, confchange, election, follower, reads, replication
 from raftkv.consensus.config import RaftConfig, RandomSource
 from raftkv.consensus.core import Core
@@ -38,7 +39,7 @@ from raftkv.consensus.types import (
     SoftState,
     StorageWrite,
 )
-from raftkv.errors import PeerError, check
+from raftkv.errors import PeerError
 
 _APPEND = MessageKind.APPEND
 _APPEND_REPLY = MessageKind.APPEND_REPLY

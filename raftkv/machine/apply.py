@@ -6,7 +6,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from raftkv.errors import Compacted, Corrupt, FutureRevision, InvariantViolation, Refused, check
+from raftkv.checks import check
+from raftkv.errors import Compacted, Corrupt, FutureRevision, InvariantViolation, Refused
 from raftkv.machine import auth, catalog, cluster, leases, quota_commands, tokens
 from raftkv.machine.commands import WANT_PREVIOUS, Op
 from raftkv.machine.draft import Draft

@@ -10,7 +10,8 @@ import unicodedata
 from typing import Final
 
 from raftkv import limits
-from raftkv.errors import InvalidAuthManagement, InvalidRequest, check
+from raftkv.checks import check
+from raftkv.errors import InvalidAuthManagement, InvalidRequest
 from raftkv.machine.access import FIRST_KEY, PermissionKind
 from raftkv.machine.commands import Command, check_text, finish
 from raftkv.machine.records import KEYSPACES_MAX, USER_KEYS

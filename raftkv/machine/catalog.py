@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from raftkv.errors import InstanceClaimed, InstanceNotFound, LeaseExists, NoSpace, check
+from raftkv.checks import check
+from raftkv.errors import InstanceClaimed, InstanceNotFound, LeaseExists, NoSpace
 from raftkv.machine.draft import KEYSPACE, Draft
 from raftkv.machine.leases import Lease, end_lease, read_lease, write_lease
 from raftkv.machine.mvcc import bounds

@@ -18,14 +18,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgpack
 
 from raftkv import limits
-from raftkv.errors import (
-    CorruptionError,
-    FormatError,
-    InvalidRequest,
-    TooLarge,
-    TtlOutOfRange,
-    check,
-)
+from raftkv.checks import check
+from raftkv.errors import CorruptionError, FormatError, InvalidRequest, TooLarge, TtlOutOfRange
 from raftkv.machine.records import KEYSPACES_MAX, USER_KEYS
 from raftkv.machine.txnrules import check_operations
 from raftkv.packing import unpack

@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final
 
-from raftkv.errors import check
+from raftkv.checks import check
 from raftkv.machine.records import USER_KEYS
 
 BLOCK_ROWS: Final = 512

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from raftkv.errors import check, violated
+from raftkv.checks import check, violated
 from raftkv.machine.events import Event
 from raftkv.machine.quotas import NO_QUOTAS, QuotaBook, Quotas, size_of
 from raftkv.machine.records import (

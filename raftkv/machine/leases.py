@@ -9,7 +9,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from raftkv.errors import LeaseExists, LeaseNotFound, NoSpace, violated
+from raftkv.checks import violated
+from raftkv.errors import LeaseExists, LeaseNotFound, NoSpace
 from raftkv.machine.draft import Draft
 from raftkv.machine.records import (
     CAUSE_EXPIRED,

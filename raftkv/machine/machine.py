@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Final, NamedTuple
 
-from raftkv.errors import Compacted, check, violated
+from raftkv.checks import check, violated
+from raftkv.errors import Compacted
 from raftkv.machine import mvcc
 from raftkv.machine.access import Grants
 from raftkv.machine.apply import ACCIDENTS, apply_command

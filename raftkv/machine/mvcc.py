@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from raftkv.errors import Compacted, FutureRevision, InvalidRequest, check
+from raftkv.checks import check
+from raftkv.errors import Compacted, FutureRevision, InvalidRequest
 from raftkv.machine.commands import SortOrder, SortTarget
 from raftkv.machine.counts import Change, LiveCounts
 from raftkv.machine.draft import KEYSPACE

@@ -19,7 +19,8 @@ from typing import Any, Final
 import msgpack
 
 from raftkv import limits
-from raftkv.errors import Corrupt, IdempotencyMismatch, NoSpace, QuotaExceeded, Refused, check
+from raftkv.checks import check
+from raftkv.errors import Corrupt, IdempotencyMismatch, NoSpace, QuotaExceeded, Refused
 from raftkv.machine import results
 from raftkv.machine.draft import Draft
 from raftkv.machine.records import Record, without_value

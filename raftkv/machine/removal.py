@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
-from raftkv.errors import violated
+from raftkv.checks import violated
 from raftkv.machine.draft import MARK, Draft, TooManyRemovals
 from raftkv.machine.events import Event
 from raftkv.machine.quotas import size_of

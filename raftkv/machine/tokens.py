@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from raftkv import limits
-from raftkv.errors import AuthNotEnabled, InvalidAuthToken, TooManyRequests, check
+from raftkv.checks import check
+from raftkv.errors import AuthNotEnabled, InvalidAuthToken, TooManyRequests
 from raftkv.machine.auth import old_revision
 from raftkv.machine.draft import Draft
 from raftkv.machine.records import U64

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from raftkv.errors import KeyNotFound, LeaseNotFound, NoSpace, check
+from raftkv.checks import check
+from raftkv.errors import KeyNotFound, LeaseNotFound, NoSpace
 from raftkv.machine.commands import (
     COUNT_ONLY,
     IGNORE_LEASE,

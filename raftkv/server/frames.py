@@ -19,7 +19,8 @@ from typing import Final
 
 import google_crc32c
 
-from raftkv.errors import PeerError, check
+from raftkv.checks import check
+from raftkv.errors import PeerError
 from raftkv.limits import PEER_FRAME_BYTES_MAX, PEER_HELLO_BYTES_MAX
 
 MAGIC: Final = b"RAFTKV"

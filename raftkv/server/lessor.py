@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from raftkv.errors import check
+from raftkv.checks import check
 
 
 class Lessor:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from raftkv.errors import ChangeRefused, FormatError, check
+from raftkv.checks import check
+from raftkv.errors import ChangeRefused, FormatError
 from raftkv.limits import FEATURE_LEVEL
 from raftkv.machine import commands
 from raftkv.storage.datadir import FORMAT_VERSION, format_of

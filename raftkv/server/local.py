@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import raftkv
-from raftkv.errors import ChangeRefused, LeaseNotFound, RaftkvError, Stopping, check
+from raftkv.checks import check
+from raftkv.errors import ChangeRefused, LeaseNotFound, RaftkvError, Stopping
 from raftkv.limits import (
     BATCH_BYTES_MAX,
     BATCH_COMMANDS_MAX,

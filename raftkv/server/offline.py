@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from raftkv.checks import check
 from raftkv.consensus.codec import encode_conf
 from raftkv.consensus.types import SnapshotMeta
-from raftkv.errors import ConfigError, CorruptionError, check
+from raftkv.errors import ConfigError, CorruptionError
 from raftkv.machine.machine import Machine
 from raftkv.server.bootstrap import Founding, found
 from raftkv.server.config import ServerConfig

@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raftkv.errors import LeadershipLost, OutcomeUnknown, RaftkvError, check
+from raftkv.checks import check
+from raftkv.errors import LeadershipLost, OutcomeUnknown, RaftkvError
 
 if TYPE_CHECKING:
     from raftkv.server.store import Done

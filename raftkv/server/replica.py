@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgpack
 
 from raftkv.buggify import buggify
+from raftkv.checks import check
 from raftkv.consensus.codec import decode_change, encode_conf
 from raftkv.consensus.types import (
     NO_MEMBER,
@@ -47,7 +48,6 @@ from raftkv.errors import (
     Stopping,
     TooLarge,
     TooManyRequests,
-    check,
 )
 from raftkv.limits import (
     BATCH_BYTES_MAX,

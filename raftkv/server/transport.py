@@ -22,9 +22,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from struct import Struct
 from typing import Any, Final
 
+from raftkv.checks import check
 from raftkv.consensus.codec import decode_messages, encode_messages
 from raftkv.consensus.types import Message, MessageKind
-from raftkv.errors import ConfigError, PeerError, StorageError, check
+from raftkv.errors import ConfigError, PeerError, StorageError
 from raftkv.histogram import NETWORK_SECONDS, Histogram
 from raftkv.limits import (
     APPEND_BYTES_MAX,

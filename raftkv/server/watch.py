@@ -33,6 +33,7 @@ from typing import Final, Protocol
 
 from sortedcontainers import SortedDict
 
+from raftkv.checks import check
 from raftkv.errors import (
     Compacted,
     InvalidRequest,
@@ -40,7 +41,6 @@ from raftkv.errors import (
     RaftkvError,
     Refused,
     TooManyRequests,
-    check,
 )
 from raftkv.limits import (
     WATCH_HISTORY_BATCH_BYTES,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from raftkv.checks import check
 from raftkv.consensus.types import ChangeKind, ConfigChange
-from raftkv.errors import RaftkvError, Refused, check
+from raftkv.errors import RaftkvError, Refused
 from raftkv.machine import commands
 from raftkv.machine.events import Event
 from raftkv.machine.results import Applied

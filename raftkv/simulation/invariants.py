@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 
+from raftkv.checks import violated
 from raftkv.consensus.types import ConfState, Message, MessageKind, Role
-from raftkv.errors import violated
 from raftkv.server.bootstrap import FIRST_INDEX
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from raftkv.errors import FormatError, violated
+from raftkv.checks import violated
+from raftkv.errors import FormatError
 from raftkv.machine.commands import Op, decode_batch
 from raftkv.server.levels import AUTO_PROMOTION, QUOTAS, PeerLevels
 

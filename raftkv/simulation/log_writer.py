@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from raftkv.checks import check
 from raftkv.consensus.types import StorageWrite
-from raftkv.errors import check
 from raftkv.server.append_thread import FULL_DISK_RETRY_SECONDS, Job, Pause, append_steps
 from raftkv.simulation.world import SECOND_US
 from raftkv.storage.wal import Wal

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from raftkv.checks import check
 from raftkv.consensus import codec
 from raftkv.consensus.config import RaftConfig
 from raftkv.consensus.node import RaftNode
@@ -27,7 +28,6 @@ from raftkv.errors import (
     OutcomeUnknown,
     RaftkvError,
     StorageError,
-    check,
 )
 from raftkv.limits import DISK_STALL_MS_DEFAULT, FEATURE_LEVEL, MIB, REMOVED_LINGER_TIMEOUTS
 from raftkv.machine.commands import Command

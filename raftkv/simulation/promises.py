@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from raftkv.checks import violated
 from raftkv.consensus.codec import decode_change
 from raftkv.consensus.types import ChangeKind, EntryKind
-from raftkv.errors import NoSpace, QuotaExceeded, violated
+from raftkv.errors import NoSpace, QuotaExceeded
 from raftkv.machine.commands import AlarmKind
 from raftkv.machine.events import Event
 from raftkv.machine.quotas import Quota, QuotaKind, size_of

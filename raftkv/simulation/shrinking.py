@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from raftkv.errors import StorageError, TooManyRequests, violated
+from raftkv.checks import violated
+from raftkv.errors import StorageError, TooManyRequests
 from raftkv.limits import SHRINK_CATCH_UP_SECONDS
 from raftkv.machine.machine import COMPACTION_ROW
 from raftkv.machine.records import KEY_ID_AT, KEY_ID_END, LENGTHS_AT

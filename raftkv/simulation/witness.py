@@ -7,8 +7,8 @@ from itertools import zip_longest
 
 import google_crc32c
 
+from raftkv.checks import violated
 from raftkv.consensus.types import Entry, HardState, SnapshotMeta
-from raftkv.errors import violated
 from raftkv.storage.wal import Wal, WriteReceipt
 from raftkv.storage.wallog import WalLog
 

@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from raftkv import buggify
-from raftkv.errors import check
+from raftkv.checks import check
 
 SECOND_US = 1_000_000
 STORY_LINES_MAX = 20_000

@@ -26,8 +26,9 @@ from typing import Final
 
 import google_crc32c
 
+from raftkv.checks import check
 from raftkv.consensus.types import Entry, EntryKind
-from raftkv.errors import CorruptionError, FormatError, check
+from raftkv.errors import CorruptionError, FormatError
 from raftkv.limits import ARCHIVE_FILE_BYTES_MAX, WAL_RECORD_BYTES_MAX
 from raftkv.storage.disk import Disk, join, read_file, replace_file
 

@@ -20,7 +20,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, TypeGuard
 
-from raftkv.errors import CorruptionError, FormatError, check
+from raftkv.checks import check
+from raftkv.errors import CorruptionError, FormatError
 from raftkv.storage.disk import (
     DIRECTORY_MODE,
     Disk,

@@ -30,8 +30,9 @@ from typing import Final
 
 import google_crc32c
 
+from raftkv.checks import check
 from raftkv.consensus.types import Entry, HardState, SnapshotMeta
-from raftkv.errors import CorruptionError, FormatError, check
+from raftkv.errors import CorruptionError, FormatError
 from raftkv.limits import WAL_RECORD_BYTES_MAX
 from raftkv.storage.metadata import META_BYTES_MAX, decode_meta, encode_meta
 

@@ -30,7 +30,8 @@ from typing import Any, Final, NoReturn
 
 import lmdb
 
-from raftkv.errors import CorruptionError, DiskFullError, FormatError, StorageError, check
+from raftkv.checks import check
+from raftkv.errors import CorruptionError, DiskFullError, FormatError, StorageError
 from raftkv.histogram import Histogram
 from raftkv.limits import GIB, MIB, QUOTA_BYTES_DEFAULT
 from raftkv.storage import overflow

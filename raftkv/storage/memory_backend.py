@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from sortedcontainers import SortedDict
 
-from raftkv.errors import CorruptionError, FormatError, StorageError, check
+from raftkv.checks import check
+from raftkv.errors import CorruptionError, FormatError, StorageError
 from raftkv.limits import KEY_BYTES_MAX, MIB
 from raftkv.storage.disk import Disk, RealDisk
 

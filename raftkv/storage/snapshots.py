@@ -28,8 +28,9 @@ from typing import Any, Final
 import google_crc32c
 import msgpack
 
+from raftkv.checks import check
 from raftkv.consensus.types import SnapshotMeta
-from raftkv.errors import CorruptionError, FormatError, PeerError, StorageError, check
+from raftkv.errors import CorruptionError, FormatError, PeerError, StorageError
 from raftkv.limits import MIB, SNAPSHOT_CHUNK_BYTES
 from raftkv.storage.disk import Disk, File, join
 from raftkv.storage.metadata import META_BYTES_MAX, decode_meta, encode_meta

@@ -21,8 +21,9 @@ from typing import Final
 import google_crc32c
 
 from raftkv.buggify import buggify
+from raftkv.checks import check
 from raftkv.consensus.types import Entry, HardState, SnapshotMeta
-from raftkv.errors import CorruptionError, DiskFullError, StorageError, check
+from raftkv.errors import CorruptionError, DiskFullError, StorageError
 from raftkv.limits import WAL_RECORD_BYTES_MAX, WAL_SEGMENT_BYTES, WAL_SHORT_BYTES
 from raftkv.storage.disk import Disk, File, join, parent
 from raftkv.storage.frames import (

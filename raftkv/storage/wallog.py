@@ -9,6 +9,7 @@ from typing import Final
 import google_crc32c
 
 from raftkv.buggify import buggify
+from raftkv.checks import check
 from raftkv.consensus.types import (
     ConfState,
     Entry,
@@ -18,7 +19,7 @@ from raftkv.consensus.types import (
     LogUnavailable,
     SnapshotMeta,
 )
-from raftkv.errors import CorruptionError, check
+from raftkv.errors import CorruptionError
 from raftkv.limits import LOG_CACHE_BYTES
 from raftkv.storage.disk import Disk, File, join
 from raftkv.storage.frames import REPAIR

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterable
 from typing import Final
 
-from raftkv.errors import ConfigError, CorruptionError, violated
+from raftkv.checks import violated
+from raftkv.errors import ConfigError, CorruptionError
 from raftkv.machine.machine import Machine
 from raftkv.machine.records import USER_KEYS
 from raftkv.server.offline import machine_of
