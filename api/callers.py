@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakKeyDictionary
 
 from raftkv.errors import AuthRevisionOld, InvalidAuthToken, PermissionDenied, RaftkvError, Refused
 from raftkv.limits import LEASES_PER_SLICE
@@ -36,7 +35,7 @@ class Caller:
     needs: Accesses = ()
     """What the request at hand needs, see `asking`."""
 
-    def __init__(self, store: Store, watches: WeakKeyDictionary[Watch, Caller]) -> None:
+    def __init__(self, store: Store, watches: dict[Watch, Caller]) -> None:
         self._store = store
         self._machine = store.machine
         self._watches = watches
@@ -135,7 +134,9 @@ class Caller:
         the first event that it may no longer show."""
         self.check(_watched(spec))
         watch = self._store.watch(spec, sink)
-        self._watches[watch] = self
+        if not watch.closed:
+            self._watches[watch] = self
+            watch.on_end = self._watches.pop
         return watch
 
 
@@ -145,7 +146,7 @@ class KnownCaller(Caller):
     def __init__(
         self,
         store: Store,
-        watches: WeakKeyDictionary[Watch, Caller],
+        watches: dict[Watch, Caller],
         user: str,
         auth_revision: int,
     ) -> None:
@@ -218,7 +219,7 @@ class KnownCaller(Caller):
 class CertifiedCaller(KnownCaller):
     """A user by the certificate of the connection, which no change of a password ends."""
 
-    def __init__(self, store: Store, watches: WeakKeyDictionary[Watch, Caller], user: str) -> None:
+    def __init__(self, store: Store, watches: dict[Watch, Caller], user: str) -> None:
         super().__init__(store, watches, user, 0)
 
     def _recognise(self, auth: AuthState) -> None:
@@ -232,7 +233,7 @@ def _watched(spec: WatchSpec) -> Accesses:
     return (Access(Kind.READ, spec.keyspace, spec.start, spec.end),)
 
 
-def review(watches: WeakKeyDictionary[Watch, Caller]) -> None:
+def review(watches: dict[Watch, Caller]) -> None:
     """Close every watch that the rules in force no longer allow."""
     for watch, caller in list(watches.items()):
         try:

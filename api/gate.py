@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 from raftkv.api.callers import TOKEN_NEEDED, Caller, CertifiedCaller, KnownCaller, review
 from raftkv.api.http.pages import ANY, Pages
@@ -109,7 +108,7 @@ class Gate:
         self.tokens = tokens or RandomTokens(store, TOKEN_TTL_SECONDS_DEFAULT)
         self.passwords = passwords or Passwords()
         self.logins = LoginDesk(store, self.passwords, self.tokens, asyncio.get_running_loop().time)
-        self._watches: WeakKeyDictionary[Watch, Caller] = WeakKeyDictionary()
+        self._watches: dict[Watch, Caller] = {}
         self.anyone = Caller(store, self._watches)
         self._callers: OrderedDict[bytes, _Remembered] = OrderedDict()
         self._certified: OrderedDict[str, CertifiedCaller] = OrderedDict()

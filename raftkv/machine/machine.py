@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from raftkv.checks import check, violated
 from raftkv.errors import Compacted
@@ -61,6 +61,19 @@ class Worked(NamedTuple):
     hashes: list[bytes]
 
 
+class ApplyListener(Protocol):
+    """Who hears what a machine applies; a simulation, for example."""
+
+    def working_out(self, entries: Sequence[tuple[int, int, bytes]]) -> None:
+        """`work_out` begins, in whatever thread. What this raises, it raises."""
+
+    def adopted(self, applied: list[Applied]) -> None:
+        """`adopt` has done these, the entries of the last `working_out`."""
+
+    def configured(self, applied: Applied) -> None:
+        """`apply_config` has done this."""
+
+
 class Machine:
     """The replicated state, over ordered tables. One owner; not thread-safe."""
 
@@ -75,6 +88,7 @@ class Machine:
         before is to be looked up again."""
         self.on_auth_change: list[Callable[[], None]] = []
         """Called when `auth` was replaced, before anybody hears what else the same call applied."""
+        self.listener: ApplyListener | None = None
         self.reload()
 
     def reload(self) -> None:
@@ -217,6 +231,8 @@ class Machine:
         it raises undoes everything. Raises as `apply`, and TooManyRemovals, with nothing changed,
         for entries that together delete more than `removals_max` keys.
         """
+        if self.listener is not None:
+            self.listener.working_out(entries)
         batches = [
             (index, term, decode_batch(data) if data else None) for index, term, data in entries
         ]
@@ -264,6 +280,8 @@ class Machine:
         self.token_removals += draft.tokens_removed
         if draft.auth is not self.auth:
             self._adopt_auth(draft.auth)
+        if self.listener is not None:
+            self.listener.adopted(worked.applied)
         return worked.applied
 
     def apply_until(self, index: int, term: int, data: bytes, revision: int) -> None:
@@ -305,7 +323,10 @@ class Machine:
         self._adopt(draft)
         self.conf = conf
         self._remember_hash(index, draft.state.hash)
-        return Applied(index, term, 0, 0, 0, [result], [], [])
+        applied = Applied(index, term, 0, 0, 0, [result], [], [])
+        if self.listener is not None:
+            self.listener.configured(applied)
+        return applied
 
     def _draft(self, writer: TableWriter) -> Draft:
         return Draft(writer, self._state, self._alarms, self.auth, self._counts, self._quotas)

@@ -132,7 +132,6 @@ class Watch:
     """One watch, as held by the door that asked for it."""
 
     __slots__ = (
-        "__weakref__",
         "_events",
         "_group",
         "_hub",
@@ -140,6 +139,7 @@ class Watch:
         "_place",
         "_queued",
         "_round",
+        "on_end",
         "sink",
         "spec",
     )
@@ -154,6 +154,8 @@ class Watch:
         self._next = spec.from_revision
         self._queued = False
         self._round = 0
+        self.on_end: Callable[[Watch], object] | None = None
+        """Called once, with the watch, when it ends in whatever way."""
 
     @property
     def place(self) -> Place:
@@ -665,6 +667,9 @@ class WatchHub:
         # A waiting watch stays in the heap until its revision comes: see _arrive.
         watch._place = Place.CLOSED
         del self._watches[watch]
+        if watch.on_end is not None:
+            watch.on_end(watch)
+            watch.on_end = None
         group = watch._group
         group.watches -= 1
         if group.watches:

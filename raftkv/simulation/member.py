@@ -31,7 +31,7 @@ from raftkv.errors import (
 )
 from raftkv.limits import DISK_STALL_MS_DEFAULT, FEATURE_LEVEL, MIB, REMOVED_LINGER_TIMEOUTS
 from raftkv.machine.commands import Command
-from raftkv.machine.machine import Machine, Worked
+from raftkv.machine.machine import Machine
 from raftkv.machine.results import Applied
 from raftkv.server.auto_compaction import KEEP_ALL, Retention
 from raftkv.server.bootstrap import Founding
@@ -199,12 +199,7 @@ class SimMember:
         self.up = True
         self.opened = opened
         self.machine: Machine = opened.machine
-        self._work_out_entries = self.machine.work_out
-        self.machine.work_out = self._working_out  # type: ignore[method-assign]
-        self._adopt = self.machine.adopt
-        self.machine.adopt = self._adopted  # type: ignore[method-assign]
-        self._apply_config = self.machine.apply_config
-        self.machine.apply_config = self._configured  # type: ignore[method-assign, assignment]
+        self.machine.listener = self
         self.newest_level = max(self.newest_level, settings.feature_level)
         self.levels = SimLevels(self)
         self.cluster.invariants.started(self)
@@ -463,26 +458,22 @@ class SimMember:
 
         self.deliver(begin, tracked)
 
-    def _working_out(self, entries: Sequence[Batch], **how: Any) -> Worked:
+    def working_out(self, entries: Sequence[Batch]) -> None:
+        """See `ApplyListener.working_out`."""
         if self.levels.own < FEATURE_LEVEL:
             self.levels.check_known(entries)
-        worked = self._work_out_entries(entries, **how)
         self._worked_entries = entries
-        return worked
 
-    def _adopted(self, worked: Worked) -> list[Applied]:
+    def adopted(self, applied: list[Applied]) -> None:
         """Every event of the cluster is seen here, at the first member that applies it."""
-        applied = self._adopt(worked)
         for entry in applied:
             self.cluster.happened(entry.events)
         for listener in self.cluster.on_applied:
             listener(self, self._worked_entries, applied)
-        return applied
 
-    def _configured(self, *arguments: Any) -> Applied:
-        applied = self._apply_config(*arguments)
+    def configured(self, applied: Applied) -> None:
+        """See `ApplyListener.configured`."""
         self.cluster.promises.configured(applied)
-        return applied
 
     @property
     def leads(self) -> bool:

@@ -92,20 +92,22 @@ def test_what_an_answer_leads_to_waits_for_no_tick(
 
 
 def test_what_finds_the_map_full_is_applied_in_the_next_turn(
-    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+    make_rig: MakeRig,
 ) -> None:
     rig = make_rig(1)
     site = rig.leader()
-    machine = site.replica.machine
-    work_out, refused = machine.work_out, []
+    refused = []
 
-    def full_once(*entries: Any, **how: Any) -> Any:
-        if not refused:
-            refused.append(entries)
-            raise MapGrownError("was full, has grown")
-        return work_out(*entries, **how)
+    class FullOnce:
+        def working_out(self, entries: Any) -> None:
+            if not refused:
+                refused.append(entries)
+                raise MapGrownError("was full, has grown")
 
-    monkeypatch.setattr(machine, "work_out", full_once)
+        def adopted(self, applied: Any) -> None:
+            pass
+
+    site.replica.machine.listener = FullOnce()
     answers = rig.propose(site, commands.put(b"k", b"v"))
     rig.settle()
     assert refused and isinstance(answers[0], PutResult) and value(site, b"k") == b"v"
