@@ -25,15 +25,16 @@ SHARED = "raftkv.compiled"
 COMPILED = {
     "raftkv": "buggify checks histogram packing",
     "raftkv/consensus": """
-        codec confchange config core election follower log memory node progress quorum reads
-        replication""",
+        codec confchange config core election follower invariants log memory node progress quorum
+        reads replication""",
     "raftkv/machine": """
-        access apply auth auth_commands catalog cluster commands counts draft events leases mvcc
-        once quota_commands quotas records removal results tables txn txnrules wire""",
+        access apply auth auth_commands catalog cluster commands counts draft events leases machine
+        mvcc once quota_commands quotas records removal results tables txn txnrules wire""",
     "raftkv/server": """
-        append_thread aside frames lease_desk lessor levels pending read_queue repeats replica
-        shell_frames store upkeep watch_index""",
-    "raftkv/storage": "backend frames lmdb_backend metadata wallog",
+        append_thread aside disk_watch frames hash_checks lease_desk lessor levels member membership
+        peer_link pending read_queue repeats replica shell_frames space store transport
+        upkeep watch watch_index""",
+    "raftkv/storage": "backend frames lmdb_backend logindex metadata wal wallog",
     "raftkv/api": "outcomes pace slow",
     "raftkv/api/etcd": """
         answers auth cluster door election guards jsoncalls jsonform kv lease lock maintenance
@@ -48,12 +49,11 @@ COMPILED = {
 
 - `consensus/types`, `errors`: a dataclass compares by value, and a weak reference to an error is
   cleared, in the interpreted form only;
-- `server/watch`, `api/gate`: weak references are held to their objects;
-- `machine/machine`: the simulation listens to what it applies, in place of its methods;
-- `api/{callers,observe}`: a caller is copied for each request that has needs;
-- `storage/{disk,wal,logindex,memory_backend}`, `api/{listener,login,serve}`, `api/grpc/streams`,
-  `server/{member,transport,peer_link,local,sync_pace}`: others derive from their classes, or they
-  belong to a turn of the loop and not to a request.
+- `api/{callers,gate,observe}`: a caller is copied for each request that has needs, and tests derive
+  from the gate;
+- `storage/{disk,memory_backend}`, `api/{listener,login,serve}`, `api/grpc/streams`,
+  `server/{local,sync_pace}`: others derive from their classes, or they belong to a turn of the loop
+  and not to a request.
 """
 
 

@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -48,6 +48,7 @@ from raftkv.server.aside import Aside
 from raftkv.server.backups import Backups, BackupSettings
 from raftkv.server.config import ServerConfig, split_url
 from raftkv.server.disk_watch import successors
+from raftkv.server.file_chunks import file_chunks
 from raftkv.server.leading import Leading
 from raftkv.server.levels import AUTO_PROMOTION, PeerLevels, check_agreed
 from raftkv.server.opening import Opened
@@ -410,8 +411,10 @@ class Member:
         revision = self.machine.revision
         info = await self._take_snapshot()
         # It may be an older file; a backup that was damaged since is worse than none.
-        await self._loop.run_in_executor(self._copier, self._opened.snapshots.verify, info)
-        return SnapshotStream(info.meta.index, revision, info.size, self._chunks(info))
+        snapshots = self._opened.snapshots
+        await self._loop.run_in_executor(self._copier, snapshots.verify, info)
+        chunks = file_chunks(snapshots, info, self._copier)
+        return SnapshotStream(info.meta.index, revision, info.size, chunks)
 
     async def shrink(self) -> Shrunk:
         """See `Store.shrink`."""
@@ -706,15 +709,6 @@ class Member:
         self._shrinking = None
         if not task.cancelled() and task.exception() is not None:
             log.warning("no space was given back to the disk: %s", task.exception())
-
-    async def _chunks(self, info: SnapshotInfo) -> AsyncIterator[bytes]:
-        offset = 0
-        while offset < info.size:
-            chunk, _ = await self._loop.run_in_executor(
-                self._copier, self._opened.snapshots.read_chunk, info, offset
-            )
-            offset += len(chunk)
-            yield chunk
 
     # -- membership ------------------------------------------------------------------------------
 

@@ -203,7 +203,6 @@ def open_files(
     segment_bytes: int,
     tables: OpenTables = lmdb_tables,
     spawn: Spawn | None = in_thread,
-    log_class: type[Wal] = Wal,
 ) -> Opened:
     """Open, found or recover the files of the member whose directory `data` is; nobody is asked.
 
@@ -223,7 +222,7 @@ def open_files(
     backend = tables(data.tables_path, disk)
 
     def log_of(*, create: bool) -> tuple[Wal, Recovered]:
-        return log_class.open(
+        return Wal.open(
             disk,
             data.wal_path,
             identity=identity,

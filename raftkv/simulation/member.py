@@ -54,7 +54,7 @@ from raftkv.simulation.log_writer import LogWriter
 from raftkv.simulation.shrinking import Shrinking
 from raftkv.simulation.tables import SimTables
 from raftkv.simulation.transfers import Transfers
-from raftkv.simulation.witness import DurableLog, WitnessedWal
+from raftkv.simulation.witness import DurableLog
 from raftkv.simulation.world import SECOND_US, World
 from raftkv.storage.datadir import DataDir
 from raftkv.storage.frames import WalIdentity
@@ -189,7 +189,6 @@ class SimMember:
             segment_bytes=self.settings.segment_bytes,
             tables=self.tables.open,
             spawn=lambda job: self.later(self.world.random.randrange(5_000), job),
-            log_class=WitnessedWal,
         )
         check_known(opened.machine.level, level, data.path)
         return opened
@@ -204,8 +203,7 @@ class SimMember:
         self.levels = SimLevels(self)
         self.cluster.invariants.started(self)
         wal = opened.wal
-        check(isinstance(wal, WitnessedWal), "a simulated log has a witness")
-        wal.witness = self.durable  # type: ignore[attr-defined]
+        wal.witness = self.durable
         self._writer = LogWriter(self, wal, self._written)
         self._installing = False
         self._aside = False

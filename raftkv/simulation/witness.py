@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import zip_longest
 
 import google_crc32c
 
-from raftkv.checks import violated
+from raftkv.checks import check, violated
 from raftkv.consensus.types import Entry, HardState, SnapshotMeta
-from raftkv.storage.wal import Wal, WriteReceipt
 from raftkv.storage.wallog import WalLog
 
 _Write = tuple[tuple[Entry, ...], HardState | None, SnapshotMeta | None]
@@ -45,8 +44,23 @@ class DurableLog:
         place = index - self.base - 1
         return place < 0 or (place < len(self.terms) and self.terms[place][0] == term)
 
+    def writing(
+        self,
+        entries: tuple[Entry, ...],
+        hard_state: HardState | None,
+        snapshot: SnapshotMeta | None,
+    ) -> None:
+        """See `WriteWitness.writing`."""
+        self.failed = (entries, hard_state, snapshot)
+
+    def written(self) -> None:
+        """See `WriteWitness.written`."""
+        check(self.failed is not None, "what was written was begun before")
+        self.pending.append(self.failed)  # type: ignore[arg-type]
+        self.failed = None
+
     def synced(self) -> None:
-        """Everything that was written is durable."""
+        """See `WriteWitness.synced`."""
         for write in self.pending:
             self._take(write)
         self.pending = []
@@ -106,30 +120,3 @@ class DurableLog:
             for offset, (old, new) in enumerate(zip_longest(before, self.terms[place:])):
                 if old is not None and old != new:
                     self.replaced(self.base + 1 + place + offset, *old)
-
-
-class WitnessedWal(Wal):
-    """A log whose writes and syncs are also told to a `DurableLog`, once it has one."""
-
-    witness: DurableLog | None = None
-
-    def write(
-        self,
-        entries: Sequence[Entry],
-        hard_state: HardState | None = None,
-        snapshot: SnapshotMeta | None = None,
-    ) -> WriteReceipt:
-        """See `Wal.write`."""
-        if self.witness is not None:
-            self.witness.failed = (tuple(entries), hard_state, snapshot)
-        receipt = super().write(entries, hard_state, snapshot)
-        if self.witness is not None:
-            self.witness.pending.append((tuple(entries), hard_state, snapshot))
-            self.witness.failed = None
-        return receipt
-
-    def sync(self) -> None:
-        """See `Wal.sync`."""
-        super().sync()
-        if self.witness is not None:
-            self.witness.synced()

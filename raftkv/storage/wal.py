@@ -16,7 +16,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import google_crc32c
 
@@ -79,6 +79,24 @@ class WriteReceipt:
     """Where the log ends after it."""
 
 
+class WriteWitness(Protocol):
+    """Who is told of a log's writes and syncs, in its thread; a simulation, for example."""
+
+    def writing(
+        self,
+        entries: tuple[Entry, ...],
+        hard_state: HardState | None,
+        snapshot: SnapshotMeta | None,
+    ) -> None:
+        """`Wal.write` begins."""
+
+    def written(self) -> None:
+        """It has ended without an error."""
+
+    def synced(self) -> None:
+        """`Wal.sync` has: all that was written is durable."""
+
+
 class Wal:
     """The appending side of the log. Used by one thread; only `disk_full` is for others.
 
@@ -120,6 +138,7 @@ class Wal:
         self._spare_lock = threading.Lock()
         self._spare: File | None = None
         self._preparing = False
+        self.witness: WriteWitness | None = None
         self.disk_full: StorageError | None = None
         """Set while the next segment could not be prepared for lack of space. Half a segment is
         still left then: time to refuse new writes and to let deletes and compaction through."""
@@ -189,13 +208,20 @@ class Wal:
         before `entries`. An entry at index i replaces every entry >= i. `hard_state` None: as it
         was. A batch larger than WAL_RECORD_BYTES_MAX is split into several frames.
         """
+        entries = tuple(entries)
+        if self.witness is not None:
+            self.witness.writing(entries, hard_state, snapshot)
         self._check_usable()
         if hard_state is not None:
             self._hard_state = hard_state
         if snapshot is None:
-            return self._append(tuple(entries), 0, b"", None)
-        self._mark = snapshot
-        return self._append(tuple(entries), INSTALL, encode_meta(snapshot), snapshot)
+            receipt = self._append(entries, 0, b"", None)
+        else:
+            self._mark = snapshot
+            receipt = self._append(entries, INSTALL, encode_meta(snapshot), snapshot)
+        if self.witness is not None:
+            self.witness.written()
+        return receipt
 
     def is_short(self, entries: Sequence[Entry]) -> bool:
         """Whether writing them takes one small write and no new segment."""
@@ -219,14 +245,15 @@ class Wal:
     def sync(self) -> None:
         """Make every write so far durable, with one fdatasync. Any failure is fatal."""
         self._check_usable()
-        if self._synced == self._frames.sequence:
-            return
-        check(self._file is not None, "an open log has a file")
-        try:
-            self._file.sync_data()  # type: ignore[union-attr]
-        except StorageError as error:
-            raise self._fail(error) from error
-        self._synced = self._frames.sequence
+        if self._synced != self._frames.sequence:
+            check(self._file is not None, "an open log has a file")
+            try:
+                self._file.sync_data()  # type: ignore[union-attr]
+            except StorageError as error:
+                raise self._fail(error) from error
+            self._synced = self._frames.sequence
+        if self.witness is not None:
+            self.witness.synced()
 
     def release(self, index: int) -> int:
         """Remove the oldest segments that hold nothing but entries <= `index`; their number.

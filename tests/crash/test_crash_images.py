@@ -108,40 +108,39 @@ def test_a_member_that_does_not_sync_is_found_out(plants: Plants, found: str) ->
     assert any(text.startswith(POWER_CUT) and found in text for _, text in report.violations)
 
 
-class Ghosts(LogIndex):
-    """Replays an entry over an older one, and leaves what followed the older one (etcd#22442)."""
-
-    __slots__ = ("at",)
-
-    def cut_from(self, index: int) -> None:
-        self.at = index - self.base_index - 1
-
-    def add(self, position: int, length: int, crc: int, term: int, kind: int) -> None:
-        at = getattr(self, "at", len(self))
-        row = (position, length, crc, term, kind)
-        if at >= len(self):
-            super().add(*row)
-        else:
-            for column, item in zip(self.columns(), row, strict=True):
-                column[at] = item
-        self.at = at + 1
-
-    def reset(self, base_index: int, base_term: int) -> None:
-        super().reset(base_index, base_term)
-        self.at = 0
-
-    @property
-    def last_index(self) -> int:
-        """Where the next entry is expected."""
-        return self.base_index + min(getattr(self, "at", len(self)), len(self))
-
-
 def trust(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DataDir, "tables_trusted", lambda self: True)
     monkeypatch.setattr(DataDir, "discard_tables", lambda self: None)
 
 
 def ghosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ghosts(LogIndex):
+        """Replays an entry over an older one, and leaves what followed that (etcd#22442)."""
+
+        __slots__ = ("at",)
+
+        def cut_from(self, index: int) -> None:
+            self.at = index - self.base_index - 1
+
+        def add(self, position: int, length: int, crc: int, term: int, kind: int) -> None:
+            at = getattr(self, "at", len(self))
+            row = (position, length, crc, term, kind)
+            if at >= len(self):
+                super().add(*row)
+            else:
+                for column, item in zip(self.columns(), row, strict=True):
+                    column[at] = item
+            self.at = at + 1
+
+        def reset(self, base_index: int, base_term: int) -> None:
+            super().reset(base_index, base_term)
+            self.at = 0
+
+        @property
+        def last_index(self) -> int:
+            """Where the next entry is expected."""
+            return self.base_index + min(getattr(self, "at", len(self)), len(self))
+
     def settle(state: recovery.ScanState) -> None:
         index = state.recovered.index
         if isinstance(index, Ghosts):
@@ -196,6 +195,7 @@ def release_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Wal, "release", release)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("plant", "found"),
     [

@@ -275,6 +275,7 @@ async def test_silence_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch)
     assert two.transport.stats.refused == 1
 
 
+@pytest.mark.interpreted
 async def test_too_many_connections_are_refused(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +350,7 @@ async def test_a_newer_connection_of_a_peer_takes_the_place_of_the_older(start: 
     writer.close()
 
 
+@pytest.mark.interpreted
 async def test_a_silent_peer_is_cut_on_both_sides(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +384,7 @@ def _welcome(source: int, member: int) -> bytes:
     return encode_welcome(Hello(CLUSTER, source, member), cluster_id=CLUSTER, member_id=member)
 
 
+@pytest.mark.interpreted
 async def test_a_peer_that_never_reads_costs_a_bounded_queue(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +433,7 @@ async def test_a_slow_peer_gets_everything_that_was_taken(start: Start) -> None:
     assert two.indexes == list(range(sent)) and one.transport.stats.dropped == 0
 
 
+@pytest.mark.interpreted
 async def test_a_message_too_large_for_any_frame_is_dropped(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -309,6 +309,7 @@ async def test_a_newer_leader_goes_before_an_older_one(nodes: list[Node]) -> Non
     assert quick.meta in [message.snapshot for message in two.snapshots]
 
 
+@pytest.mark.interpreted
 async def test_nobody_to_send_to(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = nodes
     info = make(one.store, 50, 10)
