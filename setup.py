@@ -26,7 +26,7 @@ COMPILED = {
     "raftkv": "buggify checks histogram packing",
     "raftkv/consensus": """
         codec confchange config core election follower invariants log memory node progress quorum
-        reads replication""",
+        reads replication types""",
     "raftkv/machine": """
         access apply auth auth_commands catalog cluster commands counts draft events leases machine
         mvcc once quota_commands quotas records removal results tables txn txnrules wire""",
@@ -47,8 +47,7 @@ COMPILED = {
 }
 """Where a request passes, but for what must stay as it is:
 
-- `consensus/types`, `errors`: a dataclass compares by value, and a weak reference to an error is
-  cleared, in the interpreted form only;
+- `errors`: a weak reference to an error is cleared in the interpreted form only;
 - `api/{callers,gate,observe}`: a caller is copied for each request that has needs, and tests derive
   from the gate;
 - `storage/{disk,memory_backend}`, `api/{listener,login,serve}`, `api/grpc/streams`,

@@ -6,21 +6,29 @@ Names follow the Raft paper (Ongaro and Ousterhout 2014) and Ongaro's thesis (20
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol, TypeVar, dataclass_transform
-
-_T = TypeVar("_T")
+from typing import Final, Protocol
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def value(cls: type[_T]) -> type[_T]:
-    """A slotted dataclass that the type checker holds to be frozen.
+class Value:
+    """Equal, hashed and shown by its fields. Nobody may change one: they are shared."""
 
-    The interpreter does not enforce it: a frozen constructor takes four times as long, and these
-    values are made on the hot path. Nobody may change one: they are shared, and hashed.
-    """
-    return dataclass(slots=True, unsafe_hash=True)(cls)
+    __slots__ = ()
+
+    def fields(self) -> tuple[object, ...]:
+        """Everything it is, in the order of the constructor."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return self.fields() == other.fields()
+
+    def __hash__(self) -> int:
+        return hash(self.fields())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.fields()}"
 
 
 NO_MEMBER = 0
@@ -36,41 +44,87 @@ class EntryKind(IntEnum):
     """An encoded `ConfigChange`."""
 
 
-@value
-class Entry:
+class Entry(Value):
     """One position of the replicated log. `data` is opaque to consensus and never copied."""
 
-    index: int
-    term: int
-    kind: EntryKind
-    data: bytes
+    __slots__ = (
+        "data",
+        "index",
+        "kind",
+        "term",
+    )
+
+    def __init__(self, index: int, term: int, kind: EntryKind, data: bytes) -> None:
+        self.index: Final = index
+        self.term: Final = term
+        self.kind: Final = kind
+        self.data: Final = data
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.index, self.term, self.kind, self.data)
 
 
-@value
-class HardState:
+class HardState(Value):
     """What must survive a crash (paper, figure 2, "persistent state"), plus the commit index.
 
     `commit_index` may lag behind on disk; it only saves work after a restart.
     """
 
-    term: int = 0
-    vote: int = NO_MEMBER
-    commit_index: int = 0
+    __slots__ = (
+        "commit_index",
+        "term",
+        "vote",
+    )
+
+    def __init__(self, term: int = 0, vote: int = NO_MEMBER, commit_index: int = 0) -> None:
+        self.term: Final = term
+        self.vote: Final = vote
+        self.commit_index: Final = commit_index
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.term, self.vote, self.commit_index)
 
 
-@value
-class ConfState:
+class ConfState(Value):
     """Membership as of some index. Sorted tuples of member ids, so that equal means identical.
 
     `voters_outgoing` is not empty only while a joint configuration is in force (thesis 4.3).
     `learners_next` are outgoing voters that become learners when the joint configuration ends.
     """
 
-    voters: tuple[int, ...] = ()
-    learners: tuple[int, ...] = ()
-    voters_outgoing: tuple[int, ...] = ()
-    learners_next: tuple[int, ...] = ()
-    auto_leave: bool = False
+    __slots__ = (
+        "auto_leave",
+        "learners",
+        "learners_next",
+        "voters",
+        "voters_outgoing",
+    )
+
+    def __init__(
+        self,
+        voters: tuple[int, ...] = (),
+        learners: tuple[int, ...] = (),
+        voters_outgoing: tuple[int, ...] = (),
+        learners_next: tuple[int, ...] = (),
+        auto_leave: bool = False,
+    ) -> None:
+        self.voters: Final = voters
+        self.learners: Final = learners
+        self.voters_outgoing: Final = voters_outgoing
+        self.learners_next: Final = learners_next
+        self.auto_leave: Final = auto_leave
+
+    def fields(self) -> tuple[object, ...]:
+        return (
+            self.voters,
+            self.learners,
+            self.voters_outgoing,
+            self.learners_next,
+            self.auto_leave,
+        )
+
+
+NO_CONF: Final = ConfState()
 
 
 class ChangeKind(IntEnum):
@@ -83,26 +137,47 @@ class ChangeKind(IntEnum):
     REMOVE = 2
 
 
-@value
-class ConfigChange:
+class ConfigChange(Value):
     """A membership change. No changes at all means: leave the joint configuration.
 
     With `auto` one change of one voter is made in a single step, and anything else enters a joint
     configuration that the leader leaves by itself once it is committed.
     """
 
-    changes: tuple[tuple[ChangeKind, int], ...] = ()
-    context: bytes = b""
-    """Opaque; the shell keeps the member's name and addresses and its request id here."""
+    __slots__ = (
+        "changes",
+        "context",
+    )
+
+    def __init__(
+        self,
+        changes: tuple[tuple[ChangeKind, int], ...] = (),
+        context: bytes = b"",
+    ) -> None:
+        self.changes: Final = changes
+        self.context: Final = context
+        """Opaque; the shell keeps the member's name and addresses and its request id here."""
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.changes, self.context)
 
 
-@value
-class SnapshotMeta:
+class SnapshotMeta(Value):
     """A snapshot stands for the whole log up to and including `index`."""
 
-    index: int = 0
-    term: int = 0
-    conf: ConfState = field(default_factory=ConfState)
+    __slots__ = (
+        "conf",
+        "index",
+        "term",
+    )
+
+    def __init__(self, index: int = 0, term: int = 0, conf: ConfState = NO_CONF) -> None:
+        self.index: Final = index
+        self.term: Final = term
+        self.conf: Final = conf
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.index, self.term, self.conf)
 
 
 class MessageKind(IntEnum):
@@ -130,32 +205,79 @@ class MessageKind(IntEnum):
     """Local only: a `StorageWrite` is durable. Never on the wire."""
 
 
-@value
-class Message:
+class Message(Value):
     """One message between members (or from storage to its own core, for PERSISTED)."""
 
-    kind: MessageKind
-    source: int
-    target: int
-    term: int = 0
-    index: int = 0
-    """APPEND: index before the first entry. Replies: the matched or rejected index."""
-    log_term: int = 0
-    """Term of the entry at `index`."""
-    entries: tuple[Entry, ...] = ()
-    commit_index: int = 0
-    reject: bool = False
-    hint_index: int = 0
-    """Rejected appends: where the logs may agree, at most (skips whole terms)."""
-    hint_term: int = 0
-    snapshot: SnapshotMeta | None = None
-    context: bytes = b""
-    """READ_INDEX and heartbeats: the round's id, returned unchanged. VOTE: b"transfer" when the
-    election was asked for by the leader."""
+    __slots__ = (
+        "commit_index",
+        "context",
+        "entries",
+        "hint_index",
+        "hint_term",
+        "index",
+        "kind",
+        "log_term",
+        "reject",
+        "snapshot",
+        "source",
+        "target",
+        "term",
+    )
+
+    def __init__(
+        self,
+        kind: MessageKind,
+        source: int,
+        target: int,
+        term: int = 0,
+        index: int = 0,
+        log_term: int = 0,
+        entries: tuple[Entry, ...] = (),
+        commit_index: int = 0,
+        reject: bool = False,
+        hint_index: int = 0,
+        hint_term: int = 0,
+        snapshot: SnapshotMeta | None = None,
+        context: bytes = b"",
+    ) -> None:
+        self.kind: Final = kind
+        self.source: Final = source
+        self.target: Final = target
+        self.term: Final = term
+        self.index: Final = index
+        """APPEND: index before the first entry. Replies: the matched or rejected index."""
+        self.log_term: Final = log_term
+        """Term of the entry at `index`."""
+        self.entries: Final = entries
+        self.commit_index: Final = commit_index
+        self.reject: Final = reject
+        self.hint_index: Final = hint_index
+        """Rejected appends: where the logs may agree, at most (skips whole terms)."""
+        self.hint_term: Final = hint_term
+        self.snapshot: Final = snapshot
+        self.context: Final = context
+        """READ_INDEX and heartbeats: the round's id, returned unchanged. VOTE: b"transfer" when the
+        election was asked for by the leader."""
+
+    def fields(self) -> tuple[object, ...]:
+        return (
+            self.kind,
+            self.source,
+            self.target,
+            self.term,
+            self.index,
+            self.log_term,
+            self.entries,
+            self.commit_index,
+            self.reject,
+            self.hint_index,
+            self.hint_term,
+            self.snapshot,
+            self.context,
+        )
 
 
-@value
-class StorageWrite:
+class StorageWrite(Value):
     """One write to stable storage, and what may be said once it is durable.
 
     The shell makes `entries`, `hard_state` and `snapshot` durable in this order of writes, then
@@ -163,35 +285,76 @@ class StorageWrite:
     their peers. A reply that leaves before its write is durable is a lost vote or a lost entry.
     """
 
-    entries: tuple[Entry, ...] = ()
-    """To be made durable, in order. An entry at index i replaces every stored entry >= i."""
-    hard_state: HardState | None = None
-    """None: unchanged since the previous write."""
-    snapshot: SnapshotMeta | None = None
-    """A verified snapshot, received from the leader, to install before `entries`."""
-    must_sync: bool = True
-    """False: only the commit index moved, no need to wait for the disk."""
-    replies: tuple[Message, ...] = ()
+    __slots__ = (
+        "entries",
+        "hard_state",
+        "must_sync",
+        "replies",
+        "snapshot",
+    )
+
+    def __init__(
+        self,
+        entries: tuple[Entry, ...] = (),
+        hard_state: HardState | None = None,
+        snapshot: SnapshotMeta | None = None,
+        must_sync: bool = True,
+        replies: tuple[Message, ...] = (),
+    ) -> None:
+        self.entries: Final = entries
+        """To be made durable, in order. An entry at index i replaces every stored entry >= i."""
+        self.hard_state: Final = hard_state
+        """None: unchanged since the previous write."""
+        self.snapshot: Final = snapshot
+        """A verified snapshot, received from the leader, to install before `entries`."""
+        self.must_sync: Final = must_sync
+        """False: only the commit index moved, no need to wait for the disk."""
+        self.replies: Final = replies
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.entries, self.hard_state, self.snapshot, self.must_sync, self.replies)
 
 
-@value
-class ReadState:
+class ReadState(Value):
     """Answers a `read_index(context)`: once the machine has applied `index`, reads are current."""
 
-    index: int
-    context: bytes
+    __slots__ = (
+        "context",
+        "index",
+    )
+
+    def __init__(self, index: int, context: bytes) -> None:
+        self.index: Final = index
+        self.context: Final = context
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.index, self.context)
 
 
-@value
-class Refusal:
+class Refusal(Value):
     """A request given to the core that it definitely dropped."""
 
-    kind: MessageKind
-    """PROPOSE or READ_INDEX."""
-    context: bytes
-    """READ_INDEX: its context. PROPOSE: the data of the refused entry."""
-    entry_kind: EntryKind = EntryKind.BATCH
-    """PROPOSE: what that data means."""
+    __slots__ = (
+        "context",
+        "entry_kind",
+        "kind",
+    )
+
+    def __init__(
+        self,
+        kind: MessageKind,
+        context: bytes,
+        entry_kind: EntryKind = EntryKind.BATCH,
+    ) -> None:
+        self.kind: Final = kind
+        """PROPOSE or READ_INDEX."""
+        self.context: Final = context
+        """READ_INDEX: its context. PROPOSE: the data of the refused entry."""
+        self.entry_kind: Final = entry_kind
+        """PROPOSE: what that data means."""
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.kind, self.context, self.entry_kind)
 
 
 class Role(IntEnum):
@@ -203,29 +366,65 @@ class Role(IntEnum):
     LEADER = 3
 
 
-@value
-class SoftState:
+class SoftState(Value):
     """What need not survive a crash."""
 
-    role: Role
-    leader: int
-    term: int
+    __slots__ = (
+        "leader",
+        "role",
+        "term",
+    )
+
+    def __init__(self, role: Role, leader: int, term: int) -> None:
+        self.role: Final = role
+        self.leader: Final = leader
+        self.term: Final = term
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.role, self.leader, self.term)
 
 
-@value
-class Ready:
+class Ready(Value):
     """Everything that the core wants from the world at one point, in one value."""
 
-    messages: tuple[Message, ...] = ()
-    """To send at once. None of them depends on a write that is not durable yet."""
-    write: StorageWrite | None = None
-    """To be queued for stable storage in this order; several may be under way."""
-    committed: tuple[Entry, ...] = ()
-    """To apply, in order. Committed, and durable on this member."""
-    read_states: tuple[ReadState, ...] = ()
-    soft_state: SoftState | None = None
-    """None: unchanged."""
-    refused: tuple[Refusal, ...] = ()
+    __slots__ = (
+        "committed",
+        "messages",
+        "read_states",
+        "refused",
+        "soft_state",
+        "write",
+    )
+
+    def __init__(
+        self,
+        messages: tuple[Message, ...] = (),
+        write: StorageWrite | None = None,
+        committed: tuple[Entry, ...] = (),
+        read_states: tuple[ReadState, ...] = (),
+        soft_state: SoftState | None = None,
+        refused: tuple[Refusal, ...] = (),
+    ) -> None:
+        self.messages: Final = messages
+        """To send at once. None of them depends on a write that is not durable yet."""
+        self.write: Final = write
+        """To be queued for stable storage in this order; several may be under way."""
+        self.committed: Final = committed
+        """To apply, in order. Committed, and durable on this member."""
+        self.read_states: Final = read_states
+        self.soft_state: Final = soft_state
+        """None: unchanged."""
+        self.refused: Final = refused
+
+    def fields(self) -> tuple[object, ...]:
+        return (
+            self.messages,
+            self.write,
+            self.committed,
+            self.read_states,
+            self.soft_state,
+            self.refused,
+        )
 
 
 class ProposalDropped(Exception):

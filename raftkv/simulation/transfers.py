@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from raftkv.consensus.types import Message
@@ -39,7 +39,7 @@ class Transfers:
             member.later(0, member.snapshot_sent, peer, False)
             return
         member.world.note(member.name, f"sends the snapshot at {info.meta.index} to {peer}")
-        announced = replace(message, snapshot=info.meta)
+        announced = Message(message.kind, message.source, peer, message.term, snapshot=info.meta)
         transfer = self._sending[peer] = _Transfer(announced, info)
         self._send_chunk(peer, transfer, 0)
         member.later(PATIENCE_US, self._look_after, peer, transfer, -1)

@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
-from raftkv.consensus.types import ChangeKind, ConfigChange, Message, MessageKind, Role
+from raftkv.consensus.types import ChangeKind, ConfigChange, Entry, Message, MessageKind, Role
 from raftkv.errors import CorruptionError, LeaseNotFound, NoLeader, PeerError
 from raftkv.limits import REPEAT_RUNS_MAX, REPEAT_WINDOW
 from raftkv.machine import commands
@@ -127,7 +126,9 @@ def test_a_forwarded_batch_that_nobody_could_apply_is_not_taken_on(rig: Rig, dat
     rig.settle()
     index = leader.replica.node.last_index
     good, message = forwarded(rig, followers(rig)[0], commands.put(b"k", b"1"))
-    bad = replace(message, entries=(replace(message.entries[0], data=data),))
+    entry = message.entries[0]
+    entries = (Entry(entry.index, entry.term, entry.kind, data),)
+    bad = Message(message.kind, message.source, message.target, message.term, entries=entries)
     with pytest.raises(PeerError, match="cannot be applied"):
         leader.replica.receive(message.source, [message, bad])
     rig.settle()

@@ -827,6 +827,7 @@ def test_receipts_name_every_entry(tmp_path: Path) -> None:
     wal.close()
 
 
+@pytest.mark.interpreted
 def test_an_entry_of_an_unknown_kind_is_damage(tmp_path: Path) -> None:
     wal, _ = open_wal(tmp_path)
     wal.write([Entry(1, 1, 300, b"")], HardState(1, 0, 0))  # type: ignore[arg-type]
