@@ -113,6 +113,7 @@ bench: $(BENCH) compiled  ## beside etcd, in the compiled form, every ratio; ove
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_OPTIONS)
 
 compiled: $(STAMP)  ## compile the hot path in place; minutes, and a C compiler
+	@find raftkv api -name '*.so' -delete  # what an earlier text had compiled and this one has not
 	RAFTKV_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	@$(BIN)/raftkv version --output table
 

@@ -35,24 +35,21 @@ COMPILED = {
         peer_link pending read_queue repeats replica shell_frames space store transport
         upkeep watch watch_index""",
     "raftkv/storage": "backend frames lmdb_backend logindex metadata wal wallog",
-    "raftkv/api": "outcomes pace slow",
+    "raftkv/api": "callers gate observe outcomes pace slow",
     "raftkv/api/etcd": """
-        answers auth cluster door election guards jsoncalls jsonform kv lease lock maintenance
-        messages ownership ranges rpc sockets txn watch wire""",
+        answers auth cluster door election gateway guards jsoncalls jsonform kv lease lock
+        maintenance messages ownership ranges rpc sockets txn watch wire""",
     "raftkv/api/grpc": """
         budget calls connection frames header_blocks messages requests server shell status""",
     "raftkv/api/http": """
-        auth cluster codec connection door exchange fields handling kv leases parser permissions
-        quotas refusals router services txn watch websocket""",
+        auth cluster codec connection door exchange fields handling kv leases parser
+        permissions quotas refusals router services txn watch websocket""",
 }
 """Where a request passes, but for what must stay as it is:
 
 - `errors`: a weak reference to an error is cleared in the interpreted form only;
-- `api/{callers,gate,observe}`: a caller is copied for each request that has needs, and tests derive
-  from the gate;
-- `storage/{disk,memory_backend}`, `api/{listener,login,serve}`, `api/grpc/streams`,
-  `server/{local,sync_pace}`: others derive from their classes, or they belong to a turn of the loop
-  and not to a request.
+- `storage/{disk,memory_backend}`, `server/{local,sync_pace}`: tests derive from their classes;
+- what does not belong to a request.
 """
 
 

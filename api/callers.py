@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import AuthRevisionOld, InvalidAuthToken, PermissionDenied, RaftkvError, Refused
 from raftkv.limits import LEASES_PER_SLICE
@@ -60,13 +59,16 @@ class Caller:
         grants = self.grants
         return grants is None or grants.allows(access)
 
-    def asking(self, needs: Accesses) -> Self:
+    def asking(self, needs: Accesses) -> Caller:
         """The same caller with one request, for which it was found to need this."""
         if not needs:
             return self
-        other = copy(self)
+        other = self._again()
         other.needs = needs
         return other
+
+    def _again(self) -> Caller:
+        return Caller(self._store, self._watches)
 
     def propose(self, command: Command, done: Done) -> None:
         """See `Store.propose`. Refused with what `check` raises for the command's effects."""
@@ -151,7 +153,7 @@ class KnownCaller(Caller):
         auth_revision: int,
     ) -> None:
         super().__init__(store, watches)
-        self.user: str = user
+        self.user = self._user = user
         self._proved = auth_revision
         self._auth: AuthState | None = None
         self._grants = Grants(user, (), ())
@@ -163,12 +165,20 @@ class KnownCaller(Caller):
             if not auth.enabled:
                 return None
             self._recognise(auth)
-            self._grants = auth.grants(self.user)
+            self._grants = auth.grants(self._user)
             self._auth = auth
         return self._grants
 
+    def _again(self) -> Caller:
+        return self._known(KnownCaller(self._store, self._watches, self._user, self._proved))
+
+    def _known(self, other: KnownCaller) -> KnownCaller:
+        """`other` need not be recognised again by the rules that this one was recognised by."""
+        other._auth, other._grants = self._auth, self._grants
+        return other
+
     def _recognise(self, auth: AuthState) -> None:
-        if not auth.counts(self.user, self._proved):
+        if not auth.counts(self._user, self._proved):
             raise InvalidAuthToken("the user or its password is another since: log in again")
 
     def propose(self, command: Command, done: Done) -> None:
@@ -177,7 +187,7 @@ class KnownCaller(Caller):
     def _propose(self, command: Command, done: Done) -> None:
         self.check(effects(command))
         grants = self.grants
-        name = None if grants is None or grants.admin else self.user
+        name = None if grants is None or grants.admin else self._user
         self._store.propose(guarded(command, self._machine.auth.revision, name), done)
 
     def _proposed(self, command: Command, done: Done, outcome: Any) -> None:
@@ -222,10 +232,13 @@ class CertifiedCaller(KnownCaller):
     def __init__(self, store: Store, watches: dict[Watch, Caller], user: str) -> None:
         super().__init__(store, watches, user, 0)
 
+    def _again(self) -> Caller:
+        return self._known(CertifiedCaller(self._store, self._watches, self._user))
+
     def _recognise(self, auth: AuthState) -> None:
-        if self.user not in auth.users:
+        if self._user not in auth.users:
             raise PermissionDenied(
-                f"permission denied: there is no user {self.user!r}, as the certificate names"
+                f"permission denied: there is no user {self._user!r}, as the certificate names"
             )
 
 

@@ -321,6 +321,9 @@ class NotedCaller(Caller):
         self.user = caller.user
         self.needs = caller.needs
 
+    def _again(self) -> Caller:
+        return NotedCaller(self._caller, self._trail)
+
     @property
     def grants(self) -> Grants | None:
         return self._caller.grants

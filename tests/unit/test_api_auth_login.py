@@ -371,6 +371,7 @@ def test_the_authorization_header() -> None:
             bearer(bad)
 
 
+@pytest.mark.interpreted
 async def test_callers_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raftkv.api.gate.CALLERS_MAX", 2)
     async with guarded() as world:

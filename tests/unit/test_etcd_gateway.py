@@ -188,6 +188,7 @@ async def test_more_keep_alives_than_may_wait_are_all_answered() -> None:
         assert len(lines) == 2 * ETCD_KEEP_ALIVES_WAITING_MAX + 5
 
 
+@pytest.mark.interpreted
 async def test_the_gate_sees_the_authorization_header() -> None:
     seen: list[Any] = []
 
