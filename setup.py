@@ -48,7 +48,11 @@ COMPILED = {
 """Where a request passes, but for what must stay as it is:
 
 - `errors`: a weak reference to an error is cleared in the interpreted form only;
-- `storage/{disk,memory_backend}`, `server/{local,sync_pace}`: tests derive from their classes;
+- `storage/{disk,memory_backend}`, `server/{local,sync_pace}`: tests and the simulation derive from
+  their classes;
+- `storage/snapshots`: tests replace its methods;
+- `api/http/metrics`: compiled, what derives from prometheus_client's classes ends the process;
+- `server/file_chunks`: mypyc has no async generators;
 - what does not belong to a request.
 """
 

@@ -153,7 +153,7 @@ class KnownCaller(Caller):
         auth_revision: int,
     ) -> None:
         super().__init__(store, watches)
-        self.user = self._user = user
+        self.user = self._user = user  # the same, where it is never None
         self._proved = auth_revision
         self._auth: AuthState | None = None
         self._grants = Grants(user, (), ())

@@ -89,6 +89,7 @@ class Machine:
         self.on_auth_change: list[Callable[[], None]] = []
         """Called when `auth` was replaced, before anybody hears what else the same call applied."""
         self.listener: ApplyListener | None = None
+        """None: nobody hears. Kept over `reload`."""
         self.reload()
 
     def reload(self) -> None:

@@ -246,12 +246,7 @@ class Wal:
         """Make every write so far durable, with one fdatasync. Any failure is fatal."""
         self._check_usable()
         if self._synced != self._frames.sequence:
-            check(self._file is not None, "an open log has a file")
-            try:
-                self._file.sync_data()  # type: ignore[union-attr]
-            except StorageError as error:
-                raise self._fail(error) from error
-            self._synced = self._frames.sequence
+            self._sync_file()
         if self.witness is not None:
             self.witness.synced()
 
@@ -379,13 +374,16 @@ class Wal:
 
     def _next_segment(self) -> None:
         """Finish the present segment for good and go on in the next one."""
+        self._sync_file()
+        self._begin_segment()
+
+    def _sync_file(self) -> None:
         check(self._file is not None, "an open log has a file")
         try:
             self._file.sync_data()  # type: ignore[union-attr]
         except StorageError as error:
             raise self._fail(error) from error
         self._synced = self._frames.sequence
-        self._begin_segment()
 
     def _begin_segment(self) -> None:
         """Turn the spare file into the active segment. On failure the old one stays active."""

@@ -233,6 +233,29 @@ async def test_a_caller_starts_no_watch_that_it_may_not_have() -> None:
         assert len(world.store.hub) == 0
 
 
+async def test_a_watch_that_has_ended_is_forgotten() -> None:
+    class Sink:
+        def events(self, revision: int, events: list[Any]) -> bool:
+            return True
+
+        def progress(self, revision: int) -> None: ...
+
+        def closed(self, error: Exception) -> None: ...
+
+    async with guarded() as world:
+        gate = world.served.door.gate
+        caller = gate.enter(world.tokens["alice"].encode())
+        cancelled, closed, refused = (
+            caller.watch(WatchSpec(0, b"app/", b"app0"), Sink()) for _ in range(3)
+        )
+        assert set(gate._watches) == {cancelled, closed, refused}
+        cancelled.cancel()
+        closed.close(NoLeader("nobody leads"))
+        assert set(gate._watches) == {refused}
+        await world.ok("root", "DELETE", "/api/auth/users/alice")
+        assert refused.closed and not gate._watches
+
+
 async def test_a_watch_ends_before_the_first_event_it_may_no_longer_show() -> None:
     async with guarded() as world:
         store = world.store
