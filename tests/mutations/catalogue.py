@@ -224,7 +224,7 @@ _ALL = (
     Mutation(
         "sync-skipped", 8,
         "The log is written and never synced.",
-        (Edit("raftkv.storage.wal:Wal.sync", "self._file.sync_data()", "pass"),),
+        (Edit("raftkv.storage.wal:Wal._sync_file", "self._file.sync_data()", "pass"),),
         (_S,), 10,
         "tests/unit/test_server_append_steps.py::test_what_is_told_as_written_outlives_a_power_cut",
     ),
