@@ -23,10 +23,11 @@ from benchmarks.peers.servers import (
     stop_cleanly,
 )
 from benchmarks.peers.tools import BadRun, check_installed
-from benchmarks.scenarios import doors, others, recovery, watching
+from benchmarks.scenarios import doors, durable, others, recovery, watching
 from benchmarks.scenarios.bench import QUICK, Bench, Settings
 
 SCENARIOS: Final[tuple[Callable[[Bench], None], ...]] = (
+    durable.answers_and_the_disk,
     doors.one_member,
     doors.three_members,
     watching.watches_and_leases,

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from benchmarks.targets import ROW
 
 OURS: Final = "raftkv"
-RATIO, COST, EXCESS = "ratio", "cost", "excess"
+RATIO, COST, EXCESS, TOLD = "ratio", "cost", "excess", "told"
 
 
 @dataclass(slots=True)
@@ -22,10 +22,13 @@ class Cell:
     unit: str
     better: Literal["higher", "lower"] = "higher"
     kind: str = RATIO
-    """`ratio`; `cost`: percent lost between two figures of ours; `excess`: seconds over ours."""
+    """`ratio`; `cost`: percent lost between two figures of ours; `excess`: seconds over ours;
+    `told`: figures that are not divided by each other."""
     values: dict[str, list[float]] = field(default_factory=dict)
     """Side -> a figure a round. Of a cost: percent. Of an excess: seconds."""
     details: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    ahead: list[str] = field(default_factory=list)
+    """Sides that answered here before what they answered for was on the disk."""
 
     @property
     def row(self) -> str:
@@ -57,7 +60,7 @@ class Compared:
     low: float
     high: float
     against: str
-    """The side that it was held against: the one that leaves us the worse."""
+    """The side that it was held against."""
 
 
 def pairwise(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -72,20 +75,38 @@ def pairwise(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def compare(cell: Cell) -> Compared | None:
-    """What a cell says; None while one side is missing."""
+    """What a cell says, held against the side that leaves us the worse; None while one is missing.
+
+    Of sides that answered ahead of the disk only when there is no other: see `beside`.
+    """
     ours = cell.values.get(OURS)
     if not ours:
         return None
     if cell.kind != RATIO:
         return Compared(median(ours), min(ours), max(ours), "")
-    found = []
-    for side, theirs in cell.values.items():
-        if side != OURS and (ratios := pairwise(ours, theirs)):
-            found.append(Compared(median(ratios), min(ratios), max(ratios), side))
-    if not found:
+    found = _against_each(cell)
+    equals = [each for each in found if each.against not in cell.ahead] or found
+    if not equals:
         return None
     worst = min if cell.better == "higher" else max
-    return worst(found, key=lambda compared: compared.value)
+    return worst(equals, key=lambda compared: compared.value)
+
+
+def beside(cell: Cell) -> list[Compared]:
+    """Ours against the sides that `compare` left out: those that answered ahead of the disk."""
+    used = compare(cell)
+    return [
+        each for each in _against_each(cell)
+        if each.against in cell.ahead and used is not None and used.against != each.against
+    ]  # fmt: skip
+
+
+def _against_each(cell: Cell) -> list[Compared]:
+    return [
+        Compared(median(ratios), min(ratios), max(ratios), side)
+        for side, theirs in cell.values.items()
+        if side != OURS and (ratios := pairwise(cell.values.get(OURS, []), theirs))
+    ]
 
 
 def row_values(cells: Iterable[Cell], row: str) -> list[float]:

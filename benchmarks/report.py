@@ -13,9 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ratios import OURS, RATIO, Cell, compare, row_value
+from benchmarks.ratios import OURS, RATIO, Cell, beside, compare, row_value
 from benchmarks.targets import ROWS, VERDICT_WORDS, Row
 
+BESIDE = (
+    "Left out above: these answered writes of one member before they were on the disk (see the row "
+    "of slow syncs), and may lose them when the power fails."
+)
 SHOWN_EACH = 3
 """A row with more cells than this is told by its worst and its median."""
 
@@ -58,6 +62,7 @@ CELL_HEADINGS = (
     "Measured", "raftkv", "The better of the others", "Ratio", "Spread", "Server us an answer",
     "Loader share",
 )  # fmt: skip
+BESIDE_HEADINGS = ("Measured", "Answered before it was safe", "Ratio", "Spread")
 
 
 def row_lines(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
@@ -108,6 +113,19 @@ def cell_lines(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     return lines
 
 
+def beside_lines(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    """What was left out of the comparison: a line for each cell and side."""
+    return [
+        (
+            f"{cell.row}: {cell.label}",
+            f"{each.against}: {_figure(median(cell.values[each.against]), cell.unit)}",
+            f"{each.value:.2f}x", f"{each.low:.2f} to {each.high:.2f}",
+        )
+        for cell in cells
+        for each in beside(cell)
+    ]  # fmt: skip
+
+
 def _detail(cell: Cell, side: str, name: str) -> list[float]:
     return [rounds[name] for rounds in cell.details.get(side, []) if name in rounds]
 
@@ -126,6 +144,8 @@ def markdown(run: Run) -> str:
         _markdown_table(CELL_HEADINGS, cell_lines(run.cells)),
         "",
     ]
+    if left_out := beside_lines(run.cells):
+        parts += [BESIDE, "", _markdown_table(BESIDE_HEADINGS, left_out), ""]
     return "\n".join(parts)
 
 
@@ -162,6 +182,11 @@ def show(run: Run, console: Console) -> None:
     for line in cell_lines(run.cells):
         cells.add_row(*line)
     console.print(cells)
+    if left_out := beside_lines(run.cells):
+        aside = Table(*BESIDE_HEADINGS, title=BESIDE)
+        for line in left_out:
+            aside.add_row(*line)
+        console.print(aside)
     for name, value in _notes(run):
         console.print(f"[bold]{name}[/]: {value}", highlight=False)
 

@@ -1,7 +1,7 @@
 """Clusters of real processes on loopback that speak etcd's API: raftkv, or an etcd.
 
-Both sync their log before they acknowledge, which is how both come; no option of either is set but
-names, addresses and where the data goes.
+Both sync their log, which is how both come; no option of either is set but names, addresses and
+where the data goes. Whether answers wait for it is looked at (`benchmarks.scenarios.durable`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ from benchmarks.load.calls import put
 from benchmarks.load.spec import Outcome, Spec
 from benchmarks.peers.servers import Missing, etcd_kinds
 
-DEBIAN: Final = {"wrk": "wrk", "h2load": "nghttp2-client", "etcdctl": "etcd-client"}
+DEBIAN: Final = {
+    "wrk": "wrk", "h2load": "nghttp2-client", "etcdctl": "etcd-client", "strace": "strace",
+}  # fmt: skip
 """Programs, and the Debian packages that they are in."""
 EXTRA: Final = ("grpc", "matplotlib", "pysyncobj")
 """Modules of the extra `bench`."""

@@ -55,6 +55,8 @@ class Bench:
     only: str = ""
     """Part of the keys of the cells that are wanted; empty: all."""
     failures: list[str] = field(default_factory=list)
+    ahead_of_disk: set[str] = field(default_factory=set)
+    """Sides that answer writes of one member before they are synced."""
     ceiling: float = 0.0
     """Puts a second of our load generator against a server that does nothing."""
 
@@ -68,10 +70,13 @@ class Bench:
 
     def note(
         self, key: str, side: str, value: float, unit: str, *, better: Better = "higher",
-        kind: str = RATIO, outcome: Outcome | None = None, **details: float,
+        kind: str = RATIO, outcome: Outcome | None = None, one_disk: bool = False,
+        **details: float,
     ) -> None:  # fmt: skip
-        """Write down one figure."""
+        """Write down one figure; `one_disk`: of writes that are safe once one member has synced."""
         cell = self.cells.setdefault(key, Cell(key, unit, better, kind))
+        if one_disk and side in self.ahead_of_disk and side not in cell.ahead:
+            cell.ahead.append(side)
         cell.values.setdefault(side, []).append(value)
         if outcome is not None:
             details |= outcome.latency_ms

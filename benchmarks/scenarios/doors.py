@@ -23,6 +23,8 @@ class Measure:
     run: Callable[[Bench, Cluster, tuple[str, ...]], Outcome]
     latency: str = ""
     """If not empty: which latency is the figure, in place of the rate."""
+    one_disk: bool = False
+    """Whether it is of writes to one member."""
 
 
 def grpc(call: str, connections: int, streams: int) -> Callable[..., Outcome]:
@@ -79,10 +81,13 @@ CALLS = (
 """Row, cell, and how to measure it."""
 
 ONE = (
-    *(Measure(f"{row}/{name}", run) for row, name, run in CALLS),
+    *(
+        Measure(f"{row}/{name}", run, one_disk=row in ("put", "txn") or name == "put")
+        for row, name, run in CALLS
+    ),
     Measure("page/1000 keys", grpc("page", 8, 1)),
-    Measure("h2load/put 64", one_key),
-    Measure("alone/put/1 member", grpc("put", 1, 1), "p50"),
+    Measure("h2load/put 64", one_key, one_disk=True),
+    Measure("alone/put/1 member", grpc("put", 1, 1), "p50", one_disk=True),
 )
 SPREAD_IN_QUICK = {"three/put/64/spread", "three/get/linearizable/spread"}
 NOT_IN_QUICK = {"three/put/256/leader", "three/put/1024/leader"}
@@ -145,6 +150,7 @@ def _measure(
         bench.note(
             measure.key, bench.side(cluster.kind), value, "ms" if measure.latency else "1/s",
             better="lower" if measure.latency else "higher", outcome=outcome,
+            one_disk=measure.one_disk,
         )  # fmt: skip
 
     bench.rounds(measure.key, clusters, once)
@@ -156,4 +162,7 @@ def _take_p99(bench: Bench, name: str) -> None:
         return
     for side, rounds in bench.cells[name].details.items():
         for details in rounds:
-            bench.note(f"p99/{name}", side, details["p99"], "ms", better="lower")
+            bench.note(
+                f"p99/{name}", side, details["p99"], "ms", better="lower",
+                one_disk=name.startswith("put"),
+            )  # fmt: skip

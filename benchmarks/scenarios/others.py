@@ -66,7 +66,10 @@ def real_clients(bench: Bench) -> None:
                     cluster.addresses, call, 8, 8, settings.seconds,
                     settings.warmup_seconds, settings.keys, value_bytes=settings.value_bytes,
                 ))  # fmt: skip
-                bench.note(key, bench.side(cluster.kind), outcome.rate, "1/s", outcome=outcome)
+                bench.note(
+                    key, bench.side(cluster.kind), outcome.rate, "1/s", outcome=outcome,
+                    one_disk=call != "get",
+                )  # fmt: skip
 
             bench.rounds(key, clusters, once)
         if not settings.quick:  # it takes a minute each time
@@ -77,7 +80,8 @@ def real_clients(bench: Bench) -> None:
 
 def _check_perf(bench: Bench, cluster: Cluster, key: str) -> None:
     outcome = check_perf(cluster.addresses[0], CHECK_PERF_LOAD)
-    bench.note(key, bench.side(cluster.kind), outcome.rate, "1/s", outcome=outcome)
+    side = bench.side(cluster.kind)
+    bench.note(key, side, outcome.rate, "1/s", outcome=outcome, one_disk=True)
 
 
 def loader_ceiling(bench: Bench) -> None:

@@ -11,8 +11,10 @@ from benchmarks.load.spec import Spec
 from benchmarks.peers.servers import Cluster, raftkv_kind
 from benchmarks.peers.tools import BadRun, run_load
 from benchmarks.ratios import OURS
+from benchmarks.scenarios import durable
 from benchmarks.scenarios.bench import QUICK, Bench
 from benchmarks.scenarios.doors import grpc
+from benchmarks.scenarios.durable import DELAY_SECONDS, answers_and_the_disk
 from benchmarks.scenarios.recovery import restarted
 
 TINY = replace(QUICK, rounds=1, seconds=0.1, warmup_seconds=0.05, keys=200)
@@ -41,3 +43,18 @@ def test_one_member_is_filled_loaded_and_restarted(tmp_path: Path) -> None:
         absent = Spec(cluster.addresses, "get", 1, 1, 0.1, 0.0, first_key=TINY.keys)
         with pytest.raises(BadRun, match="not the right one"):
             run_load(absent)
+
+
+def test_a_member_is_seen_to_wait_for_its_disk(tmp_path: Path) -> None:
+    bench = Bench(TINY, [raftkv_kind()], tmp_path)
+    answers_and_the_disk(bench)
+    (took_ms,) = bench.cells["durable/put"].values[OURS]
+    assert took_ms > DELAY_SECONDS * 1000
+    assert bench.ahead_of_disk == set()
+
+
+def test_one_that_does_not_is_told_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "SYNCS", "fchmod")
+    bench = Bench(TINY, [raftkv_kind()], tmp_path)
+    answers_and_the_disk(bench)
+    assert bench.ahead_of_disk == {OURS}

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from benchmarks.guard import Kept, kept, read_baseline, regressions, write_baseline
-from benchmarks.ratios import COST, EXCESS, OURS, Cell, compare, pairwise, row_value
-from benchmarks.report import Run, cell_lines, markdown, put_between, row_lines, show
+from benchmarks.ratios import COST, EXCESS, OURS, Cell, beside, compare, pairwise, row_value
+from benchmarks.report import BESIDE, Run, cell_lines, markdown, put_between, row_lines, show
 from benchmarks.scenarios.watching import lost_percent
 from benchmarks.targets import ROW
 
@@ -48,6 +48,28 @@ def test_the_better_peer_is_the_one_that_leaves_us_the_worse() -> None:
 def test_a_cell_with_one_side_only_says_nothing() -> None:
     assert compare(cell("put/64", ours=[1.0])) is None
     assert compare(cell("put/64", v3=[1.0])) is None
+
+
+def test_who_answers_ahead_of_the_disk_stands_beside_the_comparison() -> None:
+    measured = cell("put/64", ours=[30, 30], v3=[10, 10], v4=[20, 20])
+    measured.ahead = ["etcd 4"]
+    found = compare(measured)
+    assert found is not None
+    assert (found.value, found.against) == (3.0, "etcd 3")
+    assert [(each.value, each.against) for each in beside(measured)] == [(1.5, "etcd 4")]
+    text = markdown(run_of(measured))
+    assert BESIDE in text
+    assert "| put: 64 | etcd 4: 20.00 1/s | 1.50x | 1.50 to 1.50 |" in text
+    assert Cell.from_dict(json.loads(json.dumps(measured.as_dict()))) == measured
+
+
+def test_against_a_single_peer_that_answers_ahead_we_still_compare() -> None:
+    measured = cell("put/64", ours=[30], v4=[20])
+    measured.ahead = ["etcd 4"]
+    found = compare(measured)
+    assert found is not None and found.value == 1.5
+    assert beside(measured) == []
+    assert BESIDE not in markdown(run_of(measured))
 
 
 def test_a_cost_and_an_excess_are_ours_alone() -> None:
