@@ -11,6 +11,7 @@ from raftkv.errors import Compacted, Corrupt, FutureRevision, InvariantViolation
 from raftkv.machine import auth, catalog, cluster, leases, quota_commands, tokens
 from raftkv.machine.commands import WANT_PREVIOUS, Op
 from raftkv.machine.draft import Draft
+from raftkv.machine.mvcc import whole
 from raftkv.machine.once import apply_once
 from raftkv.machine.records import Record
 from raftkv.machine.results import CompactResult, DeleteResult, Outcome, PutResult, Result
@@ -65,7 +66,7 @@ def _put(draft: Draft, command: list[Any]) -> PutResult:
     state = draft.state
     state.revision = revision = state.revision + 1
     draft.sub = 0
-    previous = Record(before) if flags and before is not None else None
+    previous = Record(whole(draft.writer, before)) if flags and before is not None else None
     return PutResult(revision, previous, record)
 
 

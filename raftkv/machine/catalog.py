@@ -14,8 +14,8 @@ from raftkv.checks import check
 from raftkv.errors import InstanceClaimed, InstanceNotFound, LeaseExists, NoSpace
 from raftkv.machine.draft import KEYSPACE, Draft
 from raftkv.machine.leases import Lease, end_lease, read_lease, write_lease
-from raftkv.machine.mvcc import bounds
-from raftkv.machine.records import CATALOG, CAUSE_REQUEST, DELETE, U64, Record
+from raftkv.machine.mvcc import live_rows, newest_record, whole
+from raftkv.machine.records import CATALOG, CAUSE_REQUEST, U64, Record
 from raftkv.machine.removal import remove
 from raftkv.machine.results import DeregisterResult, ServiceResult
 from raftkv.machine.tables import CURRENT, LEASES, TableReader
@@ -209,16 +209,14 @@ def _require(draft: Draft, service: str, instance: str) -> dict[str, Any]:
 
 def read_instance(reader: TableReader, service: str, instance: str) -> Instance | None:
     """One instance, or None."""
-    raw = reader.get(CURRENT, KEYSPACE[CATALOG] + catalog_key(service, instance))
-    return None if raw is None or raw[0] == DELETE else Instance(Record(raw))
+    record = newest_record(reader, CATALOG, catalog_key(service, instance))
+    return None if record is None else Instance(record)
 
 
 def read_instances(reader: TableReader, start: bytes, end: bytes) -> Iterator[Instance]:
     """Instances whose catalog keys lie in [start, end), ordered by service, then instance."""
-    low, high = bounds(CATALOG, start, end)
-    for _, raw in reader.scan(CURRENT, low, high):
-        if raw[0] != DELETE:
-            yield Instance(Record(raw))
+    for _, raw in live_rows(reader, CATALOG, start, end):
+        yield Instance(Record(whole(reader, raw)))
 
 
 def read_services(

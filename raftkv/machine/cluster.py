@@ -68,9 +68,9 @@ def apply_member_update(draft: Draft, command: list[Any]) -> MemberResult:
 def apply_level(draft: Draft, command: list[Any]) -> MemberResult:
     """The CLUSTER_LEVEL command."""
     level = command[2]
-    if level > read_level(draft.writer):
-        row = U64.pack(level)
-        draft.put_row(META, LEVEL_ROW, row)
+    if level > draft.level:
+        draft.level = level
+        draft.put_row(META, LEVEL_ROW, U64.pack(level))
         draft.mark("level", level)
     return member_result(draft)
 

@@ -19,6 +19,7 @@ from raftkv.machine.events import Event
 from raftkv.machine.quotas import NO_QUOTAS, QuotaBook, Quotas, size_of
 from raftkv.machine.records import (
     HEADER,
+    HEADER_BYTES,
     KEY_ID_AT,
     KEY_ID_END,
     KEYSPACES_MAX,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 HASH_BYTES: Final = 16
 UNLIMITED: Final = maxsize - 1
+STUBS: Final = 1
+"""First feature level whose programs know stubs."""
 STATE_ROW: Final = b"state"
 CONF_ROW: Final = b"conf"
 _STATE: Final = struct.Struct(">QQQQQ16sQQQQ")
@@ -101,7 +104,7 @@ class Draft:
 
     __slots__ = (
         "alarms", "append_row", "auth", "came_and_went", "corrupt", "counts", "delete_row",
-        "events", "get", "guarded", "leases", "no_space", "parts", "put_row", "quotas",
+        "events", "get", "guarded", "leases", "level", "no_space", "parts", "put_row", "quotas",
         "removals_left", "state", "sub", "term", "tokens_removed", "user", "writer",
     )  # fmt: skip
 
@@ -113,8 +116,11 @@ class Draft:
         auth: AuthState,
         counts: LiveCounts,
         quotas: Quotas = NO_QUOTAS,
+        level: int = 0,
     ) -> None:
         self.writer = writer
+        self.level = level
+        """The feature level that is agreed."""
         self.counts = counts
         """Blocks of user keys as they were before this draft."""
         self.came_and_went: list[Change] = []
@@ -168,7 +174,7 @@ class Draft:
     def put(
         self, keyspace: int, key: bytes, value: bytes, lease: int
     ) -> tuple[bytes, bytes | None]:
-        """Write a key; its lease exists. Answers (record, record before or None)."""
+        """Write a key; its lease exists. Answers (record, CURRENT's row before or None)."""
         state = self.state
         main = state.revision + 1
         sub = self.sub
@@ -192,7 +198,7 @@ class Draft:
         record, wire = put_record(
             keyspace, key, value, lease, create, (main, sub), version, key_id, previous
         )
-        self.put_row(CURRENT, row, record)
+        self.put_row(CURRENT, row, record[:HEADER_BYTES] if self.level >= STUBS else record)
         self.append_row(HISTORY, POSITION.pack(main, sub), record)
         if lease != old_lease:
             if old_lease:
@@ -216,8 +222,8 @@ class Draft:
         if mod >= main:
             violated("a key changes once a revision", mod=mod, revision=main)
         self.put_row(VERSIONS, key_id + old[MOD_AT:MOD_END], UNTIL.pack(old_sub, main))
-        if mod < self.state.compact_revision and old[0] == PUT:
-            # Compaction may have left this record in CURRENT only; older reads still need it.
+        if mod < self.state.compact_revision and len(old) > HEADER_BYTES and old[0] == PUT:
+            # At level 0, compaction left such records in CURRENT only; older reads still need them.
             self.put_row(HISTORY, previous, old)
 
     # -- everything else ------------------------------------------------------------------------

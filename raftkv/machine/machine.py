@@ -38,19 +38,23 @@ from raftkv.machine.cluster import (
 )
 from raftkv.machine.commands import Compare, Operation, SortOrder, SortTarget, decode_batch
 from raftkv.machine.counts import BLOCK_ROWS, LiveCounts
-from raftkv.machine.draft import CONF_ROW, KEYSPACE, STATE_ROW, UNLIMITED, Draft, State
+from raftkv.machine.draft import CONF_ROW, STATE_ROW, UNLIMITED, Draft, State
 from raftkv.machine.events import Event
 from raftkv.machine.leases import Lease, read_lease, read_lease_keys, read_leases
 from raftkv.machine.quotas import NO_QUOTAS, Quota, Quotas, read_quotas
-from raftkv.machine.records import DELETE, U64, USER_KEYS, Record
+from raftkv.machine.records import U64, USER_KEYS, Record
 from raftkv.machine.results import Applied, Outcome, RangeResult, TxnResult
-from raftkv.machine.tables import CURRENT, META, TableReader, Tables, TableWriter
+from raftkv.machine.tables import META, TableReader, Tables, TableWriter
 from raftkv.machine.tokens import Token, read_token
 from raftkv.machine.txn import read_txn
 
 HASHES_KEPT: Final = 1024
-COMPACTION_ROW: Final = b"compaction"
-"""Progress of compaction on this member alone: target revision (8), cursor. Not replicated."""
+COMPACTION_ROW: Final = b"compacted"
+"""Progress of compaction on this member alone: up to which revision it is through (8), and of one
+under way the target (8) and the position to go on from. Not replicated."""
+_FORMER_COMPACTION_ROW: Final = b"compaction"
+"""The same of a program that visited what was replaced, not what replaced it: where it was on its
+way means nothing here."""
 
 
 class Worked(NamedTuple):
@@ -99,9 +103,12 @@ class Machine:
             self._alarms = read_alarms(reader)
             auth = read_auth(reader)
             self._quotas = Quotas(read_quotas(reader))
+            self._level = read_level(reader)
             self.conf: bytes = reader.get(META, CONF_ROW) or b""
             """The configuration in force, as given to `apply_config` or `bootstrap`."""
-            progress = reader.get(META, COMPACTION_ROW) or bytes(8)
+            progress = reader.get(META, COMPACTION_ROW)
+            if progress is None:
+                progress = (reader.get(META, _FORMER_COMPACTION_ROW) or bytes(8))[:8]
         self._counts = LiveCounts(self._state.keys, self._state.revision, self._block_rows)
         self._compacted: int = U64.unpack_from(progress)[0]
         self._cursor: bytes | None = progress[8:] or None
@@ -155,8 +162,7 @@ class Machine:
     @property
     def level(self) -> int:
         """The feature level that the members have agreed on; see `raftkv.server.levels`."""
-        with self._tables.read() as reader:
-            return read_level(reader)
+        return self._level
 
     def promotions(self) -> set[int]:
         """Learners that the leader promotes once they have caught up."""
@@ -330,10 +336,13 @@ class Machine:
         return applied
 
     def _draft(self, writer: TableWriter) -> Draft:
-        return Draft(writer, self._state, self._alarms, self.auth, self._counts, self._quotas)
+        return Draft(
+            writer, self._state, self._alarms, self.auth, self._counts, self._quotas, self._level
+        )
 
     def _adopt(self, draft: Draft) -> None:
         self._state = draft.state
+        self._level = draft.level
         if draft.came_and_went:
             self._counts.note(draft.came_and_went, draft.state.revision)
         self._alarms = draft.alarms
@@ -364,7 +373,7 @@ class Machine:
             return False
         # A newer compaction waits until the one begun is through, so that each one ends.
         target: int = self.compact_revision
-        position = b""
+        position = U64.pack(self._compacted)
         if self._cursor is not None:
             target, position = U64.unpack_from(self._cursor)[0], self._cursor[8:]
         done, cursor = self._compacted, None
@@ -394,8 +403,7 @@ class Machine:
         """One key, now or at an older revision. Raises FutureRevision or Compacted."""
         with self._tables.read() as reader:
             if not revision:
-                raw = reader.get(CURRENT, KEYSPACE[keyspace] + key)
-                return None if raw is None or raw[0] == DELETE else Record(raw)
+                return mvcc.newest_record(reader, keyspace, key)
             mvcc.check_revision(revision, self.revision, self.compact_revision)
             return mvcc.get(reader, keyspace, key, revision)
 
@@ -557,8 +565,7 @@ class View:
 
     def get(self, key: bytes, keyspace: int = USER_KEYS) -> Record | None:
         """One key as it is now."""
-        raw = self._reader.get(CURRENT, KEYSPACE[keyspace] + key)
-        return None if raw is None or raw[0] == DELETE else Record(raw)
+        return mvcc.newest_record(self._reader, keyspace, key)
 
     def range(self, query: mvcc.RangeQuery) -> RangeResult:
         """As `Machine.range`."""

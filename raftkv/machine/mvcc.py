@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from raftkv.checks import check
+from raftkv.checks import check, violated
 from raftkv.errors import Compacted, FutureRevision, InvalidRequest
 from raftkv.machine.commands import SortOrder, SortTarget
 from raftkv.machine.counts import Change, LiveCounts
@@ -20,11 +20,14 @@ from raftkv.machine.events import Event
 from raftkv.machine.records import (
     DELETE,
     HEADER,
+    HEADER_BYTES,
     KEY_ID_AT,
     KEY_ID_END,
     MOD_AT,
+    NO_POSITION,
+    POSITION_END,
+    PREVIOUS_END,
     U64,
-    UNTIL,
     USER_KEYS,
     Record,
     without_value,
@@ -33,7 +36,7 @@ from raftkv.machine.results import RangeResult
 from raftkv.machine.tables import CURRENT, HISTORY, VERSIONS, TableReader
 
 Row = tuple[bytes, bytes]
-"""Name and record."""
+"""Name in CURRENT, and the row; or the record that it stands for."""
 
 RUN_ROWS: Final = 256
 """Rows that are looked at together."""
@@ -61,8 +64,19 @@ def bounds(keyspace: int, start: bytes, end: bytes) -> tuple[bytes, bytes]:
     return KEYSPACE[keyspace] + start, KEYSPACE[keyspace] + end if end else KEYSPACE[keyspace + 1]
 
 
+def whole(reader: TableReader, raw: bytes) -> bytes:
+    """The whole record of a row of CURRENT, or of a record that is whole already."""
+    if len(raw) > HEADER_BYTES:
+        return raw
+    record = reader.get(HISTORY, raw[MOD_AT:POSITION_END])
+    if record is None:
+        violated("the newest record of a key is in history", position=raw[MOD_AT:POSITION_END])
+    return record
+
+
 def record_at(reader: TableReader, newest: bytes, revision: int) -> bytes | None:
-    """The live record at `revision` of the key whose CURRENT row is `newest`; None: no key then."""
+    """The live record at `revision` of the key whose CURRENT row is `newest`, or that row itself if
+    nothing newer was written since; None: no key then."""
     if _mod_of(newest, MOD_AT)[0] <= revision:
         return None if newest[0] == DELETE else newest
     key_id = newest[KEY_ID_AT:KEY_ID_END]
@@ -82,11 +96,17 @@ def get(reader: TableReader, keyspace: int, key: bytes, revision: int) -> Record
     raw = reader.get(CURRENT, KEYSPACE[keyspace] + key)
     if raw is not None:
         raw = record_at(reader, raw, revision)
-    return None if raw is None else Record(raw)
+    return None if raw is None else Record(whole(reader, raw))
 
 
-def live_record(reader: TableReader, keyspace: int, key: bytes) -> bytes | None:
-    """The record of a key as it is now; None if there is none."""
+def newest_record(reader: TableReader, keyspace: int, key: bytes) -> Record | None:
+    """One key as it is now."""
+    raw = reader.get(CURRENT, KEYSPACE[keyspace] + key)
+    return None if raw is None or raw[0] == DELETE else Record(whole(reader, raw))
+
+
+def live_row(reader: TableReader, keyspace: int, key: bytes) -> bytes | None:
+    """CURRENT's row of a key that there is now, see `whole`; None if there is none."""
     raw = reader.get(CURRENT, KEYSPACE[keyspace] + key)
     return None if raw is None or raw[0] == DELETE else raw
 
@@ -94,9 +114,9 @@ def live_record(reader: TableReader, keyspace: int, key: bytes) -> bytes | None:
 def live_rows(
     reader: TableReader, keyspace: int, start: bytes, end: bytes | None
 ) -> Iterator[tuple[bytes, bytes]]:
-    """(row name, record) of every key of an interval as it is now."""
+    """(name, row) in CURRENT of every key of an interval that there is now; see `whole`."""
     if end is None:
-        raw = live_record(reader, keyspace, start)
+        raw = live_row(reader, keyspace, start)
         if raw is not None:
             yield KEYSPACE[keyspace] + start, raw
         return
@@ -218,7 +238,7 @@ def _stored_rows(reader: TableReader, query: RangeQuery) -> Iterator[Row]:
 
 
 def _live(reader: TableReader, rows: list[Row], at: int, newest: int) -> list[Row]:
-    """Those of `rows` whose key exists at revision `at`, with the record that it had then."""
+    """Those of `rows` whose key exists at revision `at`, with what `record_at` finds of it."""
     if at == newest:
         return [row for row in rows if row[1][0] != DELETE]
     return [(name, old) for name, raw in rows if (old := record_at(reader, raw, at)) is not None]
@@ -270,7 +290,7 @@ def _read_in_order(
     if stopped is not None:
         resume = stopped[1:] + b"\0" if query.reverse else stopped[1:]
     count = total if query.want_count else None
-    return RangeResult(at, _wanted(raws, query), count, stopped is not None, resume)
+    return RangeResult(at, _wanted(reader, raws, query), count, stopped is not None, resume)
 
 
 def _read_count(
@@ -361,6 +381,8 @@ def _read_sorted(reader: TableReader, query: RangeQuery, at: int, newest: int) -
     elif query.limit and query.sort_order == SortOrder.NONE:
         # As in etcd: without an order, what is sorted is what the limit let through, and one more.
         raws = raws[: query.limit + 1]
+    if query.sort_target == SortTarget.VALUE:
+        raws = [whole(reader, raw) for raw in raws]
     raws.sort(
         key=_SORT_KEYS[query.sort_target],
         # Ties stay in key order either way.
@@ -369,10 +391,11 @@ def _read_sorted(reader: TableReader, query: RangeQuery, at: int, newest: int) -
     more = bool(query.limit) and len(raws) > query.limit
     if more:
         del raws[query.limit :]
-    return RangeResult(at, _wanted(raws, query), count, more)
+    return RangeResult(at, _wanted(reader, raws, query), count, more)
 
 
-def _wanted(raws: list[bytes], query: RangeQuery) -> list[bytes]:
+def _wanted(reader: TableReader, raws: list[bytes], query: RangeQuery) -> list[bytes]:
+    raws = [whole(reader, raw) for raw in raws]
     return [without_value(raw) for raw in raws] if query.keys_only else raws
 
 
@@ -418,23 +441,28 @@ def compaction_slice(
 ) -> tuple[list[tuple[int, bytes]], bytes | None]:
     """What compaction at `revision` may remove next: rows as (table, name), and the new cursor.
 
-    Visits at most `rows_max` rows of history from `cursor` on; the cursor is None at the end.
-    Oldest first, so that a record goes only after everything older of its key.
+    Visits at most `rows_max` rows of history from `cursor` on; the cursor is None at the end. A
+    pass begins with the revision at which the last one ended: each row says what it replaced, so
+    none older has to be looked at again, however many there are.
     """
     garbage: list[tuple[int, bytes]] = []
-    rows = reader.scan(HISTORY, cursor, U64.pack(revision))
+    target = U64.pack(revision)
+    rows = reader.scan(HISTORY, cursor, U64.pack(revision + 1))
     for visited, (position, raw) in enumerate(rows):
         if visited == rows_max:
             return garbage, position
-        version = raw[KEY_ID_AT:KEY_ID_END] + position[:8]
-        superseded = reader.get(VERSIONS, version)
-        if superseded is None:
-            # The key's newest record: CURRENT keeps it, unless the key is gone.
+        key_id = raw[KEY_ID_AT:KEY_ID_END]
+        replaced = raw[KEY_ID_END:PREVIOUS_END]
+        if replaced != NO_POSITION:
+            garbage.append((HISTORY, replaced))
+            garbage.append((VERSIONS, key_id + replaced[:8]))
+        # A deletion at the target itself is an event that is kept; the next pass begins with it.
+        if raw[0] == DELETE and position[:8] < target:
             garbage.append((HISTORY, position))
-            if raw[0] == DELETE:
+            version = key_id + position[:8]
+            if reader.get(VERSIONS, version) is None:
                 record = Record(raw)
                 garbage.append((CURRENT, KEYSPACE[record.keyspace] + record.key))
-        elif raw[0] == DELETE or UNTIL.unpack(superseded)[1] <= revision:
-            garbage.append((HISTORY, position))
-            garbage.append((VERSIONS, version))
+            else:
+                garbage.append((VERSIONS, version))
     return garbage, None

@@ -1,6 +1,10 @@
 """A stored record: a fixed header and the encoded `mvccpb.KeyValue`, in one bytes object.
 
-The same bytes are the row of CURRENT and of HISTORY; they are never re-encoded, only sliced.
+HISTORY has the record, whole, from the moment that it is written until compaction. CURRENT has the
+header of the newest of each key, its *stub*, and `mvcc.whole` finds the rest. Records are never
+re-encoded, only sliced. Members of feature level 0 know no stubs: until level 1 is agreed CURRENT
+has whole records, and such rows may be met for ever after, which `whole` takes as they are.
+Tombstones are short and whole in both.
 """
 
 from __future__ import annotations
@@ -33,8 +37,9 @@ MOD_END: Final = 19
 POSITION_END: Final = 23
 KEY_ID_AT: Final = 39
 KEY_ID_END: Final = 51
+PREVIOUS_END: Final = 63
 LEASE_AT: Final = 31
-LENGTHS_AT: Final = 63
+LENGTHS_AT: Final = PREVIOUS_END
 
 POSITION: Final = struct.Struct(">QI")
 """(revision, sub): where in history a record was written; the row name of HISTORY."""

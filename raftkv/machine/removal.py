@@ -45,7 +45,7 @@ def collect(draft: Draft, found: Iterable[T]) -> list[T]:
 
 
 def remove(draft: Draft, rows: Sequence[bytes], olds: Sequence[bytes], cause: int) -> None:
-    """Delete live keys: CURRENT's row names, all different and in order, and their records."""
+    """Delete live keys: CURRENT's row names, all different and in order, and what stands there."""
     if not rows:
         return
     state = draft.state
@@ -93,8 +93,8 @@ def _write(
         [old[KEY_ID_AT:KEY_ID_END] + old[MOD_AT:MOD_END] for old in olds],
         [old[MOD_END:POSITION_END] + revision for old in olds],
     )
-    # Compaction may have left these in CURRENT only; older reads still need them.
-    kept = [old for old in olds if old[MOD_AT:MOD_END] < compacted]
+    # At level 0, compaction left such records in CURRENT only; older reads still need them.
+    kept = [old for old in olds if len(old) > HEADER_BYTES and old[MOD_AT:MOD_END] < compacted]
     writer.put_many(HISTORY, [old[MOD_AT:POSITION_END] for old in kept], kept)
     for row, old in zip(rows, olds, strict=True):
         lease = old[LEASE_AT:KEY_ID_AT]

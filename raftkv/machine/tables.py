@@ -18,9 +18,10 @@ class Table(IntEnum):
     META = 0
     """A few fixed rows: counters, membership, the local progress of compaction."""
     CURRENT = 1
-    """Keyspace byte + key -> newest record, tombstones included until compaction removes them."""
+    """Keyspace byte + key -> header of the newest record, or all of it; see `machine.records`.
+    Tombstones included until compaction removes them."""
     HISTORY = 2
-    """Position (revision, sub) -> the record written there; grows at its end."""
+    """Position (revision, sub) -> the record written there, whole; grows at its end."""
     VERSIONS = 3
     """Key id + revision of a superseded record -> its sub and the revision that superseded it."""
     LEASES = 4

@@ -25,9 +25,10 @@ from raftkv.machine.mvcc import (
     Counted,
     RangeQuery,
     check_revision,
-    live_record,
+    live_row,
     live_rows,
     read_range,
+    whole,
 )
 from raftkv.machine.quotas import Change, size_of
 from raftkv.machine.records import CAUSE_REQUEST, DELETE, HEADER, U64, USER_KEYS, Record
@@ -94,13 +95,17 @@ def do_put(
 ) -> PutResult:
     """A put that passed `check_put`."""
     if flags & (IGNORE_VALUE | IGNORE_LEASE):
-        old = Record(draft.get(CURRENT, KEYSPACE[keyspace] + key) or b"")
+        row = draft.get(CURRENT, KEYSPACE[keyspace] + key)
+        check(row is not None, "a put that keeps something was checked", key=key)
+        old = Record(whole(draft.writer, row))  # type: ignore[arg-type]
         if flags & IGNORE_VALUE:
             value = old.value
         if flags & IGNORE_LEASE:
             lease = old.lease
     record, before = draft.put(keyspace, key, value, lease)
-    previous = None if before is None or not flags & WANT_PREVIOUS else Record(before)
+    previous = None
+    if before is not None and flags & WANT_PREVIOUS:
+        previous = Record(whole(draft.writer, before))
     return PutResult(draft.state.revision + 1, previous, record)
 
 
@@ -111,7 +116,7 @@ def do_delete(
     doomed = collect(draft, live_rows(draft.writer, keyspace, start, end))
     rows, olds = [row for row, _ in doomed], [raw for _, raw in doomed]
     remove(draft, rows, olds, CAUSE_REQUEST)
-    previous = [Record(raw) for raw in olds] if prev else []
+    previous = [Record(whole(draft.writer, raw)) for raw in olds] if prev else []
     return DeleteResult(draft.seen_revision, len(rows), previous)
 
 
@@ -202,22 +207,24 @@ def _choose(
 def _holds(reader: TableReader, keyspace: int, compare: list[Any]) -> bool:
     target, relation, start, end, operand = compare
     if end is None:
-        raw = live_record(reader, keyspace, start)
+        raw = live_row(reader, keyspace, start)
         if raw is not None:
-            return _related(_compared(raw, target), relation, operand)
+            return _related(_compared(reader, raw, target), relation, operand)
     else:
         empty = True
         for _, each in live_rows(reader, keyspace, start, end):
             empty = False
-            if not _related(_compared(each, target), relation, operand):
+            if not _related(_compared(reader, each, target), relation, operand):
                 return False
         if not empty:
             return True
     return target != _VALUE and _related(0, relation, operand)
 
 
-def _compared(raw: bytes, target: int) -> Any:
-    return Record(raw).value if target == _VALUE else HEADER.unpack_from(raw)[_FIELD[target]]
+def _compared(reader: TableReader, raw: bytes, target: int) -> Any:
+    if target == _VALUE:
+        return Record(whole(reader, raw)).value
+    return HEADER.unpack_from(raw)[_FIELD[target]]
 
 
 def _related(actual: Any, relation: int, operand: Any) -> bool:

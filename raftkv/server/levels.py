@@ -3,12 +3,13 @@
 A program's level grows when something new goes into the log, the tables or the files. Members tell
 theirs in the handshake; once every member of the cluster, learners too, has told one that is
 higher than what is agreed, the leader proposes it. What came with a level is proposed only when
-the level is agreed, so no member ever finds a command in its log that it does not know. A level
+the level is agreed, so no member ever finds a command in its log that it does not know; nor is
+anything written before into tables, which travel in snapshots, that it cannot read. A level
 never goes down: from then on, an older program is refused, by the peers and by the files.
 
     0  what there was before levels: programs that tell none
     1  levels themselves; learners that are promoted by the leader once they have caught up; quotas
-       of prefixes and users
+       of prefixes and users; tables that hold a record once (`raftkv.machine.records`)
 """
 
 from __future__ import annotations

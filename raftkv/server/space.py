@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 COST_PER_BYTE: Final = 3
 COST_PER_COMMAND: Final = 512
-"""What a byte and a command of the log take at most in the tables, roughly: a record is kept twice
-until compaction, each with a head of its own, on pages that are not full. Measured at 2.5 times the
-log for large values; an error shows at the next measurement."""
+"""What a byte and a command of the log take at most in the tables, roughly: records have a head,
+and pages are not full. Measured at 2.5 times the log for large values at feature level 0, where a
+record is kept twice; an error shows at the next measurement."""
 BATCH_COST: Final = BATCH_BYTES_MAX * COST_PER_BYTE + BATCH_COMMANDS_MAX * COST_PER_COMMAND
 
 

@@ -55,7 +55,7 @@ async def test_the_quota_is_hit_hard_and_left_again(tmp_path: Path) -> None:
         first = cluster.members[0]
         code, _, _ = await cluster.call(first, "DELETE", "/api/kv?prefix=fill/")
         assert code == 200
-        code, _, _ = await cluster.call(first, "POST", "/api/compact", json={"keep": 1})
+        code, _, _ = await cluster.call(first, "POST", "/api/compact", json={"keep": 0})
         assert code == 200
         await until(cluster, first, lambda status: not status["alarms"])
         assert await put(cluster, first, "again") == 200
@@ -102,7 +102,7 @@ async def fill_and_empty(cluster: Cluster, member: Member, count: int) -> None:
 async def test_space_goes_back_to_the_disk_under_load(tmp_path: Path) -> None:
     async with running(tmp_path, 3) as cluster:
         first = cluster.members[0]
-        await fill_and_empty(cluster, first, 1_500)
+        await fill_and_empty(cluster, first, 3_000)
         mix = Mix(plain=4, library=1, watchers=2, per_second=100)
         async with under_load(cluster, 1, mix):
             await asyncio.sleep(0.3)

@@ -8,10 +8,13 @@ from typing import Any
 
 from sortedcontainers import SortedDict
 
+from raftkv.limits import FEATURE_LEVEL
+from raftkv.machine.cluster import LEVEL_ROW
 from raftkv.machine.commands import Command, encode_batch, stamp_batch
 from raftkv.machine.machine import Machine
+from raftkv.machine.records import U64
 from raftkv.machine.results import Applied, Outcome
-from raftkv.machine.tables import Table
+from raftkv.machine.tables import META, Table
 
 
 class MemoryTables:
@@ -90,10 +93,12 @@ class _View:
 
 
 class Driver:
-    """A machine and the log that leads to its state."""
+    """A machine and the log that leads to its state; its cluster had agreed on `level` before."""
 
-    def __init__(self, tables: Any = None) -> None:
+    def __init__(self, tables: Any = None, *, level: int = FEATURE_LEVEL) -> None:
         self.tables = MemoryTables() if tables is None else tables
+        with self.tables.write() as writer:
+            writer.put(META, LEVEL_ROW, U64.pack(level))
         self.machine = self.opened()
         self.log: list[tuple[int, int, bytes]] = []
         self.term = 1

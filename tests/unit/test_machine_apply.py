@@ -25,8 +25,10 @@ from raftkv.errors import (
 )
 from raftkv.machine import Machine, MemberChange, MemberInfo
 from raftkv.machine import commands as c
+from raftkv.machine.cluster import LEVEL_ROW
 from raftkv.machine.machine import HASHES_KEPT
-from raftkv.machine.tables import Table
+from raftkv.machine.records import U64
+from raftkv.machine.tables import META, Table
 from tests.unit.machine_support import Driver, MemoryTables
 
 
@@ -404,14 +406,94 @@ def test_compaction_leaves_only_what_is_needed() -> None:
     current, history, versions = (
         driver.tables.tables[table] for table in (Table.CURRENT, Table.HISTORY, Table.VERSIONS)
     )
-    # The event at the compaction revision stays, with the version it superseded, if it did.
-    assert len(history) == 1
-    assert len(versions) <= 1
+    # The event at the compaction revision stays, a deletion too.
+    assert len(history) <= driver.machine.keys + 1
+    assert not versions
     assert len(current) <= driver.machine.keys + 1
     driver.ok(c.put(b"new", b""))
     driver.ok(c.compact(driver.machine.revision))
     driver.compact_all()
-    assert (len(current), len(history), len(versions)) == (driver.machine.keys, 1, 0)
+    keys = driver.machine.keys
+    assert (len(current), len(history), len(versions)) == (keys, keys, 0)
+
+
+def copies(driver: Driver, value: bytes) -> int:
+    """How often the tables hold `value`."""
+    return sum(row.count(value) for table in driver.tables.tables for row in table.values())
+
+
+def test_a_record_is_stored_once_as_the_newest_and_as_history() -> None:
+    driver = Driver()
+    driver.ok(c.put(b"a", b"<first>"))
+    assert copies(driver, b"<first>") == 1
+    driver.ok(c.put(b"a", b"<second>"))
+    assert (copies(driver, b"<first>"), copies(driver, b"<second>")) == (1, 1)
+    driver.ok(c.compact(3))
+    driver.compact_all()
+    assert (copies(driver, b"<first>"), copies(driver, b"<second>")) == (0, 1)
+    driver.ok(c.delete(b"a"))
+    before = driver.machine.get(b"a", revision=3)
+    assert before and before.value == b"<second>"
+    assert copies(driver, b"<second>") == 1
+    driver.ok(c.compact(4))
+    driver.compact_all()
+    assert copies(driver, b"<second>") == 0
+
+
+def test_members_of_the_first_level_find_whole_records() -> None:
+    driver = Driver(level=0)
+    driver.ok(c.put(b"a", b"<first>"))
+    assert copies(driver, b"<first>") == 2
+    driver.ok(c.cluster_level(1))
+    driver.ok(c.put(b"b", b"<second>"))
+    assert copies(driver, b"<second>") == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_level_at_which_something_was_written_is_never_seen(seed: int) -> None:
+    """Stores that came to a level at different times agree, whatever compaction has taken."""
+    rng = random.Random(seed)
+    drivers = [Driver(level=0), Driver(), Driver(level=0)]
+    raised_at = rng.randrange(100, 500)
+    for number, command in enumerate(some_commands(seed, 600)):
+        if number == raised_at:
+            with drivers[2].tables.write() as writer:
+                writer.put(META, LEVEL_ROW, U64.pack(1))
+            drivers[2].machine.reload()
+        first, second, third = (describe(driver.do(command)) for driver in drivers)
+        assert first == second == third
+        machines = [driver.machine for driver in drivers]
+        for machine in machines:
+            machine.compact_step(rng.randint(1, 30))
+        assert len({machine.state_hash for machine in machines}) == 1
+        low = max(machines[0].compact_revision, 1)
+        at = rng.randint(low, machines[0].revision)
+        for machine in machines[1:]:
+            assert machine.range(b"", b"", revision=at) == machines[0].range(b"", b"", revision=at)
+            history = machine.history(low, machine.revision, 10**6)
+            assert history == machines[0].history(low, machine.revision, 10**6)
+            for event in history:
+                assert machine.previous(event) == machines[0].previous(event)
+
+
+def test_a_pass_of_compaction_does_not_visit_what_the_one_before_has_left() -> None:
+    driver = Driver()
+    for number in range(200):
+        driver.ok(c.put(b"%d" % number, b""))
+    driver.ok(c.compact(driver.machine.revision))
+    assert driver.compact_all(rows_max=10) > 15
+    driver.ok(c.put(b"0", b""))
+    driver.ok(c.compact(driver.machine.revision))
+    assert driver.compact_all(rows_max=10) == 0
+    assert len(driver.tables.tables[Table.HISTORY]) == 200
+
+
+def test_a_stub_without_its_record_is_a_broken_invariant() -> None:
+    driver = Driver()
+    driver.ok(c.put(b"a", b"1"))
+    driver.tables.tables[Table.HISTORY].clear()
+    with pytest.raises(InvariantViolation, match="newest record"):
+        driver.machine.get(b"a")
 
 
 def test_events_at_the_compaction_revision_are_kept() -> None:
