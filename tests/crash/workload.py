@@ -14,6 +14,7 @@ from random import Random
 
 from raftkv.consensus.codec import encode_conf
 from raftkv.consensus.types import Entry, EntryKind, HardState, SnapshotMeta
+from raftkv.limits import FEATURE_LEVEL
 from raftkv.machine import commands
 from raftkv.machine.commands import Command
 from raftkv.machine.machine import Machine
@@ -207,6 +208,8 @@ class Source:
                 )
             case 6:
                 return commands.compact(max(self.machine.revision - 20, 1))
+            case 7:
+                return commands.cluster_level(FEATURE_LEVEL)
             case _:
                 return commands.put(key, value, once=b"once-%d" % random.randrange(50))
 
