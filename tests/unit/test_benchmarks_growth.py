@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks.growth import two_alike
+from benchmarks.peers.servers import Kind, raftkv_kind
+from benchmarks.scenarios.bench import Bench
 from benchmarks.scenarios.curve import Curve, settings_of, sizes
 from benchmarks.scenarios.disturbance import Disturbed
 
@@ -48,3 +53,13 @@ def test_a_disturbance_is_held_against_what_was_usual_before() -> None:
         "- raftkv, undisturbed: 1,000 puts a second, slowest answer 5 ms",
         "- raftkv, snapshot (0.8 s): 60% of that, slowest answer 80 ms",
     ]
+
+
+def test_growth_is_shown_beside_one_that_waits_for_its_disk(tmp_path: Path) -> None:
+    ours, hasty, careful = raftkv_kind(), Kind("etcd", "3.5.1", ()), Kind("etcd", "3.4.23", ())
+    bench = Bench(settings_of(0.1), [ours, hasty, careful], tmp_path)
+    assert two_alike(bench) == [ours, hasty]
+    bench.ahead_of_disk = {"etcd 3.5.1"}
+    assert two_alike(bench) == [ours, careful]
+    bench.ahead_of_disk = {"etcd 3.5.1", "etcd 3.4.23"}
+    assert two_alike(bench) == [ours, hasty]
