@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +43,9 @@ def main() -> int:
     """0: measured; 1: something of it could not be believed; 2: something is not installed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="within five minutes")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="how often each cell is measured: fewer, less sure"
+    )
     parser.add_argument("--only", default="", help="cells whose key has this in it")
     parser.add_argument("--out", type=Path, default=OUT, help="where files go (%(default)s)")
     parser.add_argument(
@@ -51,6 +54,8 @@ def main() -> int:
         help="write it into docs/performance.md, unless something failed",
     )
     options = parser.parse_args()
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds is at least 1")
     if options.docs and options.only:
         parser.error("the page is written as a whole: --docs goes without --only")
     try:
@@ -60,7 +65,10 @@ def main() -> int:
         return 2
     stop_cleanly()
     options.out.mkdir(parents=True, exist_ok=True)
-    run = measure(QUICK if options.quick else Settings(), options.only, options.out)
+    settings = QUICK if options.quick else Settings()
+    if options.rounds is not None:
+        settings = replace(settings, rounds=options.rounds)
+    run = measure(settings, options.only, options.out)
     write(run, options.out, docs=options.docs and not run.failures)
     report.show(run, Console())
     return 1 if run.failures else 0
