@@ -142,7 +142,8 @@ class Teller:
                 self.own["ADDED"] = f"{int(found[1]):x}"
         if self.own.get("REV", "0") == "0" and (found := re.search(r'evision"( : |:)(\d+)', text)):
             self.own["REV"] = found[2]
-        text = text.replace(self.own["KEY"], "KEY").replace(self.own["PORT"], "PORT")
+        # Whole numbers only: an id of nineteen digits can have those of the port in it.
+        text = re.sub(rf"\b{self.own['PORT']}\b", "PORT", text).replace(self.own["KEY"], "KEY")
         for pattern, instead in _UNEQUAL:
             text = pattern.sub(instead, text)
         return _MEMBERS.sub(
