@@ -223,7 +223,7 @@ class Draft:
             violated("a key changes once a revision", mod=mod, revision=main)
         self.put_row(VERSIONS, key_id + old[MOD_AT:MOD_END], UNTIL.pack(old_sub, main))
         if mod < self.state.compact_revision and len(old) > HEADER_BYTES and old[0] == PUT:
-            # At level 0, compaction left such records in CURRENT only; older reads still need them.
+            # Programs of level 0 compacted so that CURRENT had the only copy; older reads need it.
             self.put_row(HISTORY, previous, old)
 
     # -- everything else ------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def _write(
         [old[KEY_ID_AT:KEY_ID_END] + old[MOD_AT:MOD_END] for old in olds],
         [old[MOD_END:POSITION_END] + revision for old in olds],
     )
-    # At level 0, compaction left such records in CURRENT only; older reads still need them.
+    # Programs of level 0 compacted so that CURRENT had the only copy; older reads need it.
     kept = [old for old in olds if len(old) > HEADER_BYTES and old[MOD_AT:MOD_END] < compacted]
     writer.put_many(HISTORY, [old[MOD_AT:POSITION_END] for old in kept], kept)
     for row, old in zip(rows, olds, strict=True):
