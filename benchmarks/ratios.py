@@ -94,6 +94,8 @@ def compare(cell: Cell) -> Compared | None:
 
 def beside(cell: Cell) -> list[Compared]:
     """Ours against the sides that `compare` left out: those that answered ahead of the disk."""
+    if not cell.ahead or cell.kind != RATIO:
+        return []
     used = compare(cell)
     return [
         each for each in _against_each(cell)

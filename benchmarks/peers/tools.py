@@ -233,7 +233,9 @@ def parse_check_perf(said: str) -> Outcome:
     rate = re.search(r"Throughput (?:is|too low:) (\d+) writes/s", said)
     slowest = re.search(r"Slowest request took (?:too long: )?([\d.]+)s", said)
     if rate is None or slowest is None:
-        raise BadRun(f"check perf: {said.strip()[-500:]}")
+        # Before its last line come a progress bar, a line a second, and what it tries again.
+        *_, last = said.strip().splitlines() or ["it said nothing"]
+        raise BadRun(f"check perf: {last[-500:]}")
     return Outcome(
         measured=int(rate[1]), done=int(rate[1]), seconds=1.0,
         latency_ms={"max": float(slowest[1]) * 1000},

@@ -273,6 +273,10 @@ def test_what_h2load_says() -> None:
 def test_what_check_perf_says(said: str) -> None:
     outcome = parse_check_perf(said)
     assert (outcome.rate, outcome.latency_ms["max"]) == (150, 250)
+    with pytest.raises(BadRun, match=r"^check perf: Error: timed out$"):
+        parse_check_perf(" 59 / 60   98.33%\r 60 / 60  100.00%\n{a warning}\nError: timed out\n")
+    with pytest.raises(BadRun, match="it said nothing"):
+        parse_check_perf("")
 
 
 def test_what_is_not_installed_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.guard import Kept, kept, read_baseline, regressions, write_baseline
-from benchmarks.ratios import COST, EXCESS, OURS, Cell, beside, compare, pairwise, row_value
+from benchmarks.ratios import COST, EXCESS, OURS, TOLD, Cell, beside, compare, pairwise, row_value
 from benchmarks.report import BESIDE, Run, cell_lines, markdown, put_between, row_lines, show
 from benchmarks.scenarios.watching import lost_percent
 from benchmarks.targets import ROW
@@ -73,7 +73,9 @@ def test_against_a_single_peer_that_answers_ahead_we_still_compare() -> None:
 
 
 def test_a_cost_and_an_excess_are_ours_alone() -> None:
-    for kind in (COST, EXCESS):
+    for kind in (COST, EXCESS, TOLD):
+        told = Cell("failover/x", "s", "lower", kind, {OURS: [0.3], "etcd": [0.0]}, ahead=["etcd"])
+        assert beside(told) == []
         found = compare(Cell("failover/x", "s", "lower", kind, {OURS: [0.3, 0.1], "etcd": [9.0]}))
         assert found is not None
         assert (found.value, found.against) == (pytest.approx(0.2), "")
