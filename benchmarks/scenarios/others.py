@@ -18,8 +18,10 @@ from benchmarks.scenarios.bench import Bench
 from benchmarks.scenarios.doors import through_leader
 from tests.support.processes import free_ports
 
-CHECK_PERF_LOAD: Final = "xl"
-"""The largest: 15,000 writes a second from 1,000 clients."""
+CHECK_PERF_LOAD: Final = "l"
+"""8,000 writes a second from 500 clients. The largest, xl, ends with a delete of half a million keys
+in one request, which may time out.
+"""
 CHECK_PERF_ROUNDS: Final = 2
 """A minute each."""
 

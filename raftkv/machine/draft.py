@@ -103,9 +103,10 @@ class Draft:
     """One apply under way: the writer, the counters, and what has come of it so far."""
 
     __slots__ = (
-        "alarms", "append_row", "auth", "came_and_went", "corrupt", "counts", "delete_row",
-        "events", "get", "guarded", "leases", "level", "no_space", "parts", "put_row", "quotas",
-        "removals_left", "state", "sub", "term", "tokens_removed", "user", "writer",
+        "_digest", "alarms", "append_row", "auth", "came_and_went", "corrupt", "counts",
+        "delete_row", "events", "get", "guarded", "leases", "level", "no_space", "parts",
+        "put_row", "quotas", "removals_left", "state", "sub", "term", "tokens_removed", "user",
+        "writer",
     )  # fmt: skip
 
     def __init__(
@@ -141,7 +142,8 @@ class Draft:
         """Term of the entry at hand."""
         self.events: list[Event] = []
         self.parts: list[bytes] = []
-        """What the hash of the entry at hand covers."""
+        """What the hash of the entry at hand has yet to cover."""
+        self._digest = blake2b(state.hash, digest_size=HASH_BYTES)
         self.leases: list[tuple[int, int]] = []
         self.tokens_removed = 0
         self.removals_left = UNLIMITED
@@ -256,14 +258,19 @@ class Draft:
         self.events = []
         self.parts = []
         self.leases = []
+        self._digest = blake2b(state.hash, digest_size=HASH_BYTES)
+        self._digest.update(U64.pack(index))
+
+    def hash_parts(self) -> None:
+        """Let the hash cover what `parts` has so far. Large changes do so now and then, so that
+        they need not be in memory as a whole once more."""
+        self._digest.update(b"".join(self.parts))
+        self.parts = []
 
     def end_entry(self) -> None:
         """Chain the hash over what the entry changed."""
-        state = self.state
-        digest = blake2b(state.hash, digest_size=HASH_BYTES)
-        digest.update(U64.pack(state.applied_index))
-        digest.update(b"".join(self.parts))
-        state.hash = digest.digest()
+        self.hash_parts()
+        self.state.hash = self._digest.digest()
 
     def save(self) -> None:
         """Write the counters; last thing before the transaction ends."""

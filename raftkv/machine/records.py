@@ -4,7 +4,6 @@ HISTORY has the record, whole, from the moment that it is written until compacti
 header of the newest of each key, its *stub*, and `mvcc.whole` finds the rest. Records are never
 re-encoded, only sliced. Members of feature level 0 know no stubs: until level 1 is agreed CURRENT
 has whole records, and such rows may be met for ever after, which `whole` takes as they are.
-Tombstones are short and whole in both.
 """
 
 from __future__ import annotations

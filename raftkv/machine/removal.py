@@ -7,12 +7,12 @@ a key costs is kept low: its rows go into the tables together with those of all 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
 from raftkv.checks import violated
-from raftkv.machine.draft import MARK, Draft, TooManyRemovals
+from raftkv.machine.draft import MARK, STUBS, Draft, TooManyRemovals
 from raftkv.machine.events import Event
 from raftkv.machine.quotas import size_of
 from raftkv.machine.records import (
@@ -33,6 +33,8 @@ from raftkv.machine.tables import CURRENT, HISTORY, LEASE_KEYS, VERSIONS
 T = TypeVar("T")
 _U32: Final = struct.Struct(">I")
 _NONE: Final = bytes(8)
+PIECE_KEYS: Final = 4096
+"""What is made for each key and needed no longer is in memory for so many keys at a time."""
 
 
 def collect(draft: Draft, found: Iterable[T]) -> list[T]:
@@ -46,14 +48,25 @@ def collect(draft: Draft, found: Iterable[T]) -> list[T]:
 
 def remove(draft: Draft, rows: Sequence[bytes], olds: Sequence[bytes], cause: int) -> None:
     """Delete live keys: CURRENT's row names, all different and in order, and what stands there."""
-    if not rows:
-        return
+    make = Tombstones(draft.state.revision + 1, cause).make
+    for start in range(0, len(rows), PIECE_KEYS):
+        end = start + PIECE_KEYS
+        _remove_piece(draft, rows[start:end], olds[start:end], cause, make)
+        if end < len(rows):
+            draft.hash_parts()
+
+
+def _remove_piece(
+    draft: Draft,
+    rows: Sequence[bytes],
+    olds: Sequence[bytes],
+    cause: int,
+    make: Callable[[bytes, bytes, bytes], bytes],
+) -> None:
     state = draft.state
     main = state.revision + 1
-    revision = U64.pack(main)
-    if max(old[MOD_AT:MOD_END] for old in olds) >= revision:
+    if max(old[MOD_AT:MOD_END] for old in olds) >= U64.pack(main):
         violated("a key changes once a revision", revision=main)
-    make = Tombstones(main, cause).make
     first = draft.sub
     places = [_U32.pack(sub) for sub in range(first, first + len(rows))]
     records = list(map(make, rows, olds, places))
@@ -86,7 +99,8 @@ def _write(
     writer = draft.writer
     revision = U64.pack(draft.state.revision + 1)
     compacted = U64.pack(draft.state.compact_revision)
-    writer.put_many(CURRENT, rows, records)
+    stubs = [each[:HEADER_BYTES] for each in records] if draft.level >= STUBS else records
+    writer.put_many(CURRENT, rows, stubs)
     writer.put_many(HISTORY, [revision + place for place in places], records)
     writer.put_many(
         VERSIONS,

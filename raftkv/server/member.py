@@ -73,7 +73,8 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_MS = 7_000
 """How long a request may be without an outcome before it is called unknown.
 
-As in etcd by default: 5 s to queue, compute and reach the disk, and two election timeouts of 1 s."""
+As in etcd by default: 5 s to queue, compute and reach the disk, and two election timeouts of 1 s.
+"""
 
 
 class Member:

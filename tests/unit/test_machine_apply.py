@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from hashlib import blake2b
 from typing import Any
 
 import msgpack
@@ -26,8 +27,9 @@ from raftkv.errors import (
 from raftkv.machine import Machine, MemberChange, MemberInfo
 from raftkv.machine import commands as c
 from raftkv.machine.cluster import LEVEL_ROW
+from raftkv.machine.draft import MARK
 from raftkv.machine.machine import HASHES_KEPT
-from raftkv.machine.records import U64
+from raftkv.machine.records import CAUSE_REQUEST, DELETE, U64, USER_KEYS
 from raftkv.machine.tables import META, Table
 from tests.unit.machine_support import Driver, MemoryTables
 
@@ -187,6 +189,26 @@ def test_entries_are_applied_once_and_in_order() -> None:
             driver.machine.apply_config(entry[0], entry[1], b"conf")
     assert driver.tables.dump() == before
     assert driver.machine.applied_index == 3
+
+
+def test_the_hash_of_a_large_delete_is_that_of_its_events_together() -> None:
+    """It is made piece by piece; where the pieces end is never seen."""
+    driver = Driver()
+    keys = [b"%05d" % number for number in range(10_000)]
+    for key in keys:
+        driver.ok(c.put(key, b""))
+    machine = driver.machine
+    before = machine.state_hash
+    driver.ok(c.delete(b"0", b"1"))
+    events = machine.history(machine.revision, machine.revision, 10**6)
+    assert [(event.key, event.sub) for event in events] == [(k, n) for n, k in enumerate(keys)]
+    digest = blake2b(before, digest_size=len(before))
+    digest.update(U64.pack(machine.applied_index))
+    for event in events:
+        wire = event.record.wire
+        digest.update(MARK.pack(DELETE, USER_KEYS, CAUSE_REQUEST, len(wire)) + wire)
+    assert machine.state_hash == digest.digest()
+    assert machine.keys == 0
 
 
 def test_a_no_op_moves_the_index_and_the_hash() -> None:
@@ -438,6 +460,23 @@ def test_a_record_is_stored_once_as_the_newest_and_as_history() -> None:
     driver.ok(c.compact(4))
     driver.compact_all()
     assert copies(driver, b"<second>") == 0
+
+
+def test_so_is_a_deletion() -> None:
+    driver = Driver()
+    driver.ok(c.put(b"<key>", b""))
+    driver.ok(c.delete(b"<key>"))
+    history = driver.tables.tables[Table.HISTORY]
+    assert copies(driver, b"<key>") == len(history) == 2
+    assert driver.machine.get(b"<key>") is None
+    driver.ok(c.put(b"<key>", b"again"))
+    driver.ok(c.delete(b"<key>"))
+    driver.ok(c.compact(driver.machine.revision))
+    driver.ok(c.put(b"other", b""))
+    driver.ok(c.compact(driver.machine.revision))
+    driver.compact_all()
+    assert copies(driver, b"<key>") == 0
+    assert list(driver.tables.tables[Table.CURRENT]) == [b"\x00other"]
 
 
 def test_members_of_the_first_level_find_whole_records() -> None:
