@@ -19,9 +19,8 @@ from benchmarks.scenarios.doors import through_leader
 from tests.support.processes import free_ports
 
 CHECK_PERF_LOAD: Final = "l"
-"""8,000 writes a second from 500 clients. The largest, xl, ends with a delete of half a million keys
-in one request, which may time out.
-"""
+"""8,000 writes a second from 500 clients. The largest, xl, ends with a delete of half a million
+keys in one request, which may time out."""
 CHECK_PERF_ROUNDS: Final = 2
 """A minute each."""
 
