@@ -322,7 +322,7 @@ class UnaryCall(Call):
             self.ended = True
             self.head.counts.ok += 1
             connection.send_window -= size
-            connection.ping_strikes = 0
+            connection.answered = True
             stream_id = self.stream_id
             connection.out += (
                 _QUICK_HEAD(
@@ -567,7 +567,7 @@ class StreamCall(Call):
             return self.send_framed(framed(message))
         connection.turn_bytes += size
         connection.send_window -= size
-        connection.ping_strikes = 0
+        connection.answered = True
         self.window -= size
         connection.out += (
             _DATA_HEAD(size >> 8, size & 0xFF, 0, self.stream_id, 0, size - 5),

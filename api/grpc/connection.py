@@ -178,12 +178,14 @@ class ServerConnection:
         "_last_ping",
         "_over_turn",
         "_paused_at",
+        "_ping_strikes",
         "_refusing",
         "_reset_streams",
         "_resets",
         "_rest",
         "_size_update",
         "_until_change",
+        "answered",
         "blocked",
         "closed",
         "deadlines",
@@ -199,7 +201,6 @@ class ServerConnection:
         "out",
         "paused",
         "peer_stream_window",
-        "ping_strikes",
         "pings_min_seconds",
         "quick_bytes",
         "received_at",
@@ -275,8 +276,10 @@ class ServerConnection:
         # Patience.
         self._resets = Budget(limits.HTTP2_RESETS_BURST, limits.HTTP2_RESETS_PER_SECOND)
         self._chatter = Budget(limits.HTTP2_CHATTER_BURST, limits.HTTP2_CHATTER_PER_SECOND)
-        self.ping_strikes = 0
+        self._ping_strikes = 0
         self._last_ping = -1e9
+        self.answered = False
+        """Something of an answer has gone out since the last PING."""
         self._keepalive_sent: float | None = None
         self._paused_at = 0.0
         self._drain_at: float | None = None
@@ -704,15 +707,21 @@ class ServerConnection:
             else:
                 self._spend_chatter()
             return
-        self._spend_chatter()
         # gRPC's keepalive policy: pings closer than allowed, with nothing answered in between,
-        # are strikes. With no call open, the allowed distance is hours.
-        idle = not self.streams
-        distance = limits.GRPC_IDLE_PINGS_MIN_SECONDS if idle else self.pings_min_seconds
-        if self.now - self._last_ping < distance:
-            self.ping_strikes += 1
-            if self.ping_strikes > limits.GRPC_PING_STRIKES_MAX and self.pings_min_seconds > 0:
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        # are strikes. With no call open, the allowed distance is hours. A ping behind an answer is
+        # free: Go's client sends one a round trip, to learn how large a window should be.
+        if self.answered:
+            self.answered = False
+            self._ping_strikes = 0
+        else:
+            self._spend_chatter()
+            idle = not self.streams
+            distance = limits.GRPC_IDLE_PINGS_MIN_SECONDS if idle else self.pings_min_seconds
+            if self.now - self._last_ping < distance:
+                self._ping_strikes += 1
+                strikes_max = limits.GRPC_PING_STRIKES_MAX
+                if self._ping_strikes > strikes_max and self.pings_min_seconds > 0:
+                    raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
         self._last_ping = self.now
         self.out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
 
@@ -930,7 +939,6 @@ class ServerConnection:
         """Content, as far as windows and the socket allow now; the rest later, in order."""
         if stream.ended:
             return
-        self.ping_strikes = 0
         pending = stream.pending
         size = len(data)
         if pending is None:
@@ -943,6 +951,7 @@ class ServerConnection:
                 self.turn_bytes += size
                 stream.window -= size
                 self.send_window -= size
+                self.answered = True
                 self._emit(frames.frame(frames.DATA, 0, stream.stream_id, data))
                 return
             # Most of a long message may go: only the rest is kept.
@@ -976,6 +985,7 @@ class ServerConnection:
             )
             at += room
         if at:
+            self.answered = True
             self.touch()
         return at
 
@@ -1007,7 +1017,7 @@ class ServerConnection:
     def sent_all(self, stream: Stream) -> None:
         """END_STREAM has been sent. A request still coming in is cut short (section 8.1)."""
         stream.ended = True
-        self.ping_strikes = 0
+        self.answered = True
         if stream.remote_closed:
             self._forget(stream)
         else:

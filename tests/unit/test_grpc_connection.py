@@ -605,11 +605,45 @@ def test_pings_to_keep_alive_are_limited() -> None:
     assert found[-1].payload[8:] == b"too_many_pings"
 
 
-def test_answers_forgive_pings() -> None:
+def test_a_ping_behind_every_answer_is_free() -> None:
+    """As Go's client sends them, thousands a second."""
     peer = Peer()
     ping = frame(frames.PING, 0, 0, bytes(8))
-    for number in range(20):
+    for number in range(2 * limits.HTTP2_CHATTER_BURST):
+        assert goaway_of(peer.send(peer.request(2 * number + 1))) is None
+        assert goaway_of(peer.send(ping)) is None
+    for _ in range(limits.GRPC_PING_STRIKES_MAX):
+        assert goaway_of(peer.send(ping)) is None
+    assert goaway_of(peer.send(ping)) is E.ENHANCE_YOUR_CALM
+
+
+def test_a_ping_behind_every_piece_of_an_answer_is_free() -> None:
+    log = Log()
+    peer = Peer(echo_server(log))
+    peer.send(setting(Setting.INITIAL_WINDOW_SIZE, 10))
+    open_hold(peer)
+    pieces = 2 * limits.HTTP2_CHATTER_BURST
+    log.unary[0].reply(b"x" * 10 * pieces)
+    peer.read()
+    ping = frame(frames.PING, 0, 0, bytes(8))
+    for _ in range(pieces - 1):
+        found = peer.send(ping + frames.window_update(1, 10))
+        assert [each.kind for each in found] == [frames.PING, frames.DATA]
+    # Windows that bring nothing forgive nothing.
+    for _ in range(limits.GRPC_PING_STRIKES_MAX + 1):
+        assert goaway_of(peer.send(frames.window_update(0, 1) + ping)) is None
+    assert goaway_of(peer.send(frames.window_update(0, 1) + ping)) is E.ENHANCE_YOUR_CALM
+
+
+def test_two_pings_behind_every_answer_are_too_many_in_the_end() -> None:
+    peer = Peer()
+    ping = frame(frames.PING, 0, 0, bytes(8))
+    for number in range(limits.HTTP2_CHATTER_BURST - 10):
         assert goaway_of(peer.send(ping + ping + peer.request(2 * number + 1))) is None
+    found = []
+    for number in range(limits.HTTP2_CHATTER_BURST, limits.HTTP2_CHATTER_BURST + 20):
+        found += peer.send(ping + ping + peer.request(2 * number + 1))
+    assert goaway_of(found) is E.ENHANCE_YOUR_CALM
 
 
 def test_pings_without_calls_are_strikes_for_hours() -> None:
