@@ -60,6 +60,7 @@ from raftkv.server.tls.settings import peer_tls
 from raftkv.server.transport import Transport
 from raftkv.server.upkeep import (
     COMPACT_PAUSE_SECONDS,
+    COMPACT_PAUSE_SHARE,
     HOUSEKEEPING_SECONDS,
     Upkeep,
     UpkeepSettings,
@@ -647,13 +648,16 @@ class Member:
         if self._aside.busy:
             self._timer("compact", COMPACT_PAUSE_SECONDS, self._compact_slice)
             return
+        began = time.perf_counter()
         try:
             more = self._upkeep.compact_slice()
         except Exception as error:
             self._crashed(error)
             return
         if more:
-            self._timer("compact", COMPACT_PAUSE_SECONDS, self._compact_slice)
+            took = time.perf_counter() - began
+            pause = max(COMPACT_PAUSE_SECONDS, COMPACT_PAUSE_SHARE * took)
+            self._timer("compact", pause, self._compact_slice)
         else:
             self._compacting = False
 

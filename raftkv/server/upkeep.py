@@ -33,6 +33,9 @@ STALL_MS_MIN = 500
 HOUSEKEEPING_SECONDS = 1.0
 COMPACT_ROWS_PER_SLICE = 500
 COMPACT_PAUSE_SECONDS = 0.002
+"""Between two slices, at the least."""
+COMPACT_PAUSE_SHARE = 4
+"""For so many times as long as a slice took: compaction has a fifth of the loop, no more."""
 SNAPSHOT_SHARE = 4
 """A snapshot is due when the log since the last one is more than this part of the data. A write
 takes about two and a half times its log bytes in the tables, so snapshots come at a growing
