@@ -24,13 +24,17 @@ class Curve:
         """A line of text for each side."""
         return [
             f"- {self.quantity}, {side}: "
-            + ", ".join(f"{value:,.4g} at {size:,.0f}" for size, value in points)
+            + ", ".join(f"{_readable(value)} at {size:,.0f}" for size, value in points)
             for side, points in self.sides.items()
         ]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def _readable(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def settings_of(scale: float) -> Settings:

@@ -41,7 +41,7 @@ def test_a_curve_is_told_point_by_point() -> None:
     curve = Curve("put, calls a second")
     curve.add("raftkv", 1000, 20_000)
     curve.add("raftkv", 10_000, 19_000)
-    assert curve.told() == ["- put, calls a second, raftkv: 2e+04 at 1,000, 1.9e+04 at 10,000"]
+    assert curve.told() == ["- put, calls a second, raftkv: 20,000 at 1,000, 19,000 at 10,000"]
 
 
 def test_a_disturbance_is_held_against_what_was_usual_before() -> None:
